@@ -1,0 +1,1 @@
+"""One RL to see them all: reinforcement learning of vision-language models on reasoning and perception."""
