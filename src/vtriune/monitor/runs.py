@@ -1,0 +1,208 @@
+"""Reading run folders, finished, running or damaged: their rows, evaluations and how they stand.
+
+The layout of a run folder, and the only writer of one, is in store.py. Nothing here changes a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, cast
+
+import orjson
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vtriune.monitor.files import DamagedRun, is_locked, read_rows, read_rows_backward
+from vtriune.types import UserError
+
+RowSplit = Literal["train", "eval"]
+SPLITS: tuple[RowSplit, ...] = ("train", "eval")
+
+
+class MetricsRow(TypedDict):
+    """A line of metrics.jsonl."""
+
+    step: int
+    split: RowSplit
+    metrics: dict[str, float]
+    not_finite: NotRequired[dict[str, str]]
+    """Figures that were `nan`, `inf` or `-inf`, which JSON has no number for."""
+    timing: dict[str, float]
+    """Seconds and rates; `elapsed_s` is the time spent on the run so far, pauses between sessions left out."""
+
+
+class RunState(StrEnum):
+    """How a run stands."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """Interrupted by its user, or ended before its last step."""
+    FAILED = "failed"
+    """Ended by an error, which run.json names."""
+    FINISHED = "finished"
+    KILLED = "killed"
+    """Its process is gone without a word; resume it."""
+    DAMAGED = "damaged"
+    """Its files cannot be read."""
+
+
+class Session(BaseModel):
+    """One process that worked on a run."""
+
+    model_config = ConfigDict(extra="forbid")
+    started: datetime
+    from_step: int
+    versions_changed: dict[str, tuple[str | int | None, str | int | None]] = {}
+    """What differs from versions.json: (then, now)."""
+
+
+class RunFile(BaseModel):
+    """run.json."""
+
+    model_config = ConfigDict(extra="forbid")
+    total_steps: int
+    state: Literal["running", "stopped", "failed", "finished"] = "running"
+    error: str = ""
+    sessions: list[Session]
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` holds a run, be it a damaged one."""
+    return any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "recipe.yaml"))
+
+
+def read_metrics(folder: Path) -> Iterator[MetricsRow]:
+    """All rows of a run, in order; a last one that was not written to its end is left out.
+
+    Raises:
+        DamagedRun: a file or a row cannot be read.
+    """
+    path = folder / "metrics.jsonl"
+    return (_metrics_row(path, row) for row in read_rows(path))
+
+
+def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[MetricsRow]:
+    """The rows (of one split) from the last to the first, without reading more of the file than is asked for.
+
+    Raises:
+        DamagedRun: a file or a row cannot be read.
+    """
+    path = folder / "metrics.jsonl"
+    return (_metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
+
+
+def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
+    """Where the rollouts of a step are stored."""
+    return folder / "rollouts" / f"{'step' if split == 'train' else 'eval'}-{step:06d}.parquet"
+
+
+def rollout_files(folder: Path, split: RowSplit) -> dict[int, Path]:
+    """The stored rollout files of a split by step, in order."""
+    paths = (folder / "rollouts").glob("*.parquet")
+    steps = {int(digits): path for path in paths if (digits := path.stem.rpartition("-")[2]).isdecimal()}
+    return {step: path for step, path in sorted(steps.items()) if path == rollout_file(folder, split, step)}
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The resolved recipe of a run, as plain values.
+
+    Raises:
+        DamagedRun: recipe.yaml is missing or broken.
+    """
+    path = folder / "recipe.yaml"
+    try:
+        recipe = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise DamagedRun(f"{path}: {error}") from error
+    if not isinstance(recipe, dict):
+        raise DamagedRun(f"{path}: not a mapping")
+    return recipe
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a list of runs shows of one."""
+
+    name: str
+    state: RunState
+    problem: str = ""
+    """What damaged the folder, or the error that ended the run."""
+    started: datetime | None = None
+    step: int = 0
+    total_steps: int = 0
+    reward: float | None = None
+    """Mean reward over all sources in the last training step."""
+    minutes: float = 0.0
+
+    @property
+    def standing(self) -> str:
+        """In a few words, for a message."""
+        if self.state is RunState.DAMAGED:
+            return self.problem
+        return f"{self.state} at step {self.step} of {self.total_steps}"
+
+
+def inspect(folder: Path, name: str | None = None) -> RunInfo:
+    """How the run in `folder` stands; a folder that cannot be read is described as damaged."""
+    name = name or folder.name
+    try:
+        run = read_run_file(folder)
+        train, last = next(latest_rows(folder, "train"), None), next(latest_rows(folder), None)
+    except UserError as error:
+        return RunInfo(name, RunState.DAMAGED, str(error))
+    state = RunState(run.state)
+    if state is RunState.RUNNING and not is_locked(folder):
+        state = RunState.KILLED
+    return RunInfo(
+        name=name,
+        state=state,
+        problem=run.error,
+        started=run.sessions[0].started if run.sessions else None,
+        step=train["step"] if train else 0,
+        total_steps=run.total_steps,
+        reward=train["metrics"].get("all/reward") if train else None,
+        minutes=last["timing"].get("elapsed_s", 0.0) / 60 if last else 0.0,
+    )
+
+
+def find_runs(root: Path) -> list[Path]:
+    """All run folders at or below `root`, sorted; nothing inside a run folder is looked at."""
+    found = []
+    for folder, names, _ in os.walk(root):
+        if holds_run(Path(folder)):
+            found.append(Path(folder))
+            names.clear()
+    return sorted(found)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises DamagedRun if the file is missing or holds anything else."""
+    try:
+        value = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise DamagedRun(f"{path}: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedRun(f"{path}: not a JSON object")
+    return value
+
+
+def read_run_file(folder: Path) -> RunFile:
+    """run.json. Raises DamagedRun if it is missing or broken, UserError if `folder` holds no run at all."""
+    if not holds_run(folder):
+        raise UserError(f"{folder} holds no run; start one without --resume")
+    try:
+        return RunFile.model_validate(read_json(folder / "run.json"))
+    except ValidationError as error:
+        raise DamagedRun(f"{folder / 'run.json'}: {error}") from error
+
+
+def _metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
+    kinds = {"step": int, "split": str, "metrics": dict, "timing": dict}
+    if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
+        raise DamagedRun(f"{path}: a row of step {row.get('step')} lacks one of {', '.join(kinds)}")
+    return cast("MetricsRow", row)

@@ -1,0 +1,239 @@
+"""What the terminal shows: the before/after table, the line of a training step, the list of runs and a run's page.
+
+Returns rich renderables and prints nothing. All text that comes from data or files is shown as text, never as markup.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vtriune.monitor.evaluation import Estimate, Evaluation, Score, gain, mean_over_tasks, sources_scored_in
+from vtriune.monitor.files import read_rows
+from vtriune.monitor.metrics import ALL
+from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.runs import RunState, find_runs, inspect, latest_rows, rollout_files
+from vtriune.types import UserError
+
+_LOOK_BACK = 200
+"""Training steps that are searched for the latest figures of a source: not every step draws from every source."""
+
+_COLUMNS = {
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "format": "format",
+    "correct": "correct",
+    "iou_50": "IoU 50",
+    "map": "mAP",
+    "length": "tokens",
+    "truncated": "truncated",
+    "reflection": "reflection",
+    "zero_spread": "zero spread",
+    "unscorable": "unscorable",
+    "failed": "failed",
+}
+"""Figures of a run's page, of those that it has; all others are in metrics.jsonl."""
+
+_STATE_STYLES = {
+    RunState.FINISHED: "green",
+    RunState.RUNNING: "cyan",
+    RunState.STOPPED: "yellow",
+    RunState.KILLED: "yellow",
+    RunState.FAILED: "red",
+    RunState.DAMAGED: "red",
+}
+
+
+def before_after_table(before: Evaluation, after: Evaluation) -> Table:
+    """Held-out score of every source before and after training, and the mean over tasks.
+
+    A source that one of the evaluations did not score at all is named below the table, and is not in the mean.
+    """
+    table = _table("task", "source")
+    for name in ("n", "before", "after", "gain", "greedy before", "greedy after"):
+        table.add_column(name, justify="right")
+    columns: dict[str, list[tuple[str, Estimate]]] = {name: [] for name in ("before", "after", "gain", "gb", "ga")}
+    prompts = 0
+    for source in sources_scored_in(before, after):
+        a, b = before.sampled[source], after.sampled[source]
+        estimates = {
+            "before": a.estimate,
+            "after": b.estimate,
+            "gain": gain(a, b) or Estimate(b.estimate.value - a.estimate.value, None),
+            "gb": before.greedy[source].estimate,
+            "ga": after.greedy[source].estimate,
+        }
+        for name, estimate in estimates.items():
+            columns[name].append((a.task, estimate))
+        prompts += len(b.by_prompt)
+        table.add_row(_plain(a.task), _plain(source), str(len(b.by_prompt)), *_score_cells(estimates))
+    if columns["before"]:
+        means = {name: mean_over_tasks(column) for name, column in columns.items()}
+        table.add_section()
+        table.add_row("mean over tasks", "", str(prompts), *_score_cells(means), style="bold")
+    table.caption = Text("\n".join(_remarks(before, after)), style="dim")
+    table.caption_justify = "left"
+    return table
+
+
+def _score_cells(estimates: Mapping[str, Estimate]) -> list[Text]:
+    cells = []
+    for name, (value, error) in estimates.items():
+        style = ("green" if value > 0 else "red") if name == "gain" else ""
+        number = f"{value:+.1f}" if name == "gain" else f"{value:.1f}"
+        cells.append(Text(number if error is None else f"{number} ± {error:.1f}", style=style))
+    return cells
+
+
+def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
+    yield (
+        "100 x mean accuracy on n held-out prompts: expected score of an answer sampled at temperature 1, and greedy.\n"
+        "± one standard error, clustered by prompt; that of the gain is of the paired differences."
+    )
+    scores: list[Mapping[str, Score]] = [before.sampled, after.sampled, before.greedy, after.greedy]
+    not_scored = sum(score.not_scored for column in scores for score in column.values())
+    if not_scored:
+        yield f"{not_scored} answers could not be judged and are left out."
+    missing = {source for column in scores for source in column} - set(sources_scored_in(before, after))
+    if missing:
+        yield f"Without a score in one of the evaluations: {', '.join(_plain(source).plain for source in sorted(missing))}."
+
+
+def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> Text:
+    """One line for one training step: mean reward, and the reward of every source, with the time left."""
+    line = Text.assemble(
+        (f"{step:>{len(str(total_steps))}}/{total_steps}", "bold"),
+        "  reward ",
+        (_number(metrics.get(f"{ALL}/reward")), "bold"),
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+    for source in _sources(metrics):
+        line.append("  ").append_text(_plain(source)).append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
+    for figure in ("failed", "unscorable"):
+        if count := metrics.get(f"{ALL}/{figure}_count"):
+            line.append(f"  {count:.0f} {figure}", "red")
+    return line.append(f"  {timedelta(seconds=round(seconds_left))} left", "dim")
+
+
+def runs_table(root: Path) -> Table:
+    """All runs at or below `root`, the latest first; a damaged one is shown as such."""
+    table = _table("run")
+    for name in ("started", "step", "status", "mean reward", "minutes"):
+        table.add_column(name, justify="left" if name == "status" else "right")
+    infos = [inspect(folder, str(folder.relative_to(root))) for folder in find_runs(root)]
+    for info in sorted(
+        infos, key=lambda info: (info.started.timestamp() if info.started else 0, info.name), reverse=True
+    ):
+        status = Text(info.state, style=_STATE_STYLES[info.state])
+        if info.problem:
+            status.append(": ").append_text(_plain(info.problem))
+        if info.state is RunState.DAMAGED:
+            table.add_row(_plain(info.name), "", "", status, "", "")
+            continue
+        table.add_row(
+            _plain(info.name),
+            f"{info.started.astimezone():%Y-%m-%d %H:%M}" if info.started else "",
+            f"{info.step}/{info.total_steps}",
+            status,
+            _number(info.reward),
+            f"{info.minutes:.1f}",
+        )
+    if not infos:
+        table.caption = Text(f"no runs in {root}")
+    return table
+
+
+def run_page(folder: Path) -> RenderableType:
+    """How a run stands, the latest figures of every source, what was set aside, and the gain so far.
+
+    Raises:
+        UserError: `folder` holds no run, or its rows cannot be read.
+    """
+    info = inspect(folder)
+    if info.state is RunState.DAMAGED:
+        raise UserError(info.problem)
+    head = Text.assemble(
+        (_plain(info.name).plain, "bold"),
+        "  ",
+        (info.state, _STATE_STYLES[info.state]),
+        f"  step {info.step}/{info.total_steps}  {info.minutes:.1f} minutes",
+    )
+    if info.problem:
+        head.append("\n").append_text(_plain(info.problem))
+    return Group(head, _latest_table(folder), *_quarantined(folder), *_evaluations(folder))
+
+
+def _latest_table(folder: Path) -> RenderableType:
+    latest: dict[str, tuple[int, Mapping[str, float]]] = {}
+    for row in islice(latest_rows(folder, "train"), _LOOK_BACK):
+        for source in (ALL, *_sources(row["metrics"])):
+            latest.setdefault(source, (row["step"], row["metrics"]))
+    if not latest:
+        return Text("no training step yet")
+    sources = [*sorted(latest.keys() - {ALL}), ALL]
+    shown = [name for name in _COLUMNS if any(f"{source}/{name}" in latest[source][1] for source in sources)]
+    table = _table("source")
+    for title in ("step", "rollouts", *(_COLUMNS[name] for name in shown)):
+        table.add_column(title, justify="right")
+    for source in sources:
+        step, metrics = latest[source]
+        if source == ALL:
+            table.add_section()
+        table.add_row(
+            _plain(source),
+            str(step),
+            f"{metrics.get(f'{source}/rollouts', 0):.0f}",
+            *(_number(metrics.get(f"{source}/{name}"), digits=0 if name == "length" else 2) for name in shown),
+        )
+    metrics = latest[ALL][1]
+    known = {f"{source}/" for source in sources}
+    others = [
+        f"{key} {value:.4g}" for key, value in sorted(metrics.items()) if key.rpartition("/")[0] + "/" not in known
+    ]
+    return Group(table, _plain("  ".join(others))) if others else table
+
+
+def _quarantined(folder: Path) -> Iterable[Text]:
+    counts = Counter(str(row.get("source")) for row in read_rows(folder / "quarantine.jsonl"))
+    if counts:
+        listed = ", ".join(f"{source} {count}" for source, count in sorted(counts.items()))
+        yield _plain(f"set aside during training (quarantine.jsonl): {listed}")
+
+
+def _evaluations(folder: Path) -> Iterable[RenderableType]:
+    files = list(rollout_files(folder, "eval").items())
+    if len(files) > 1:
+        (first, before), (last, after) = files[0], files[-1]
+        yield Text(f"\nheld out, at step {first} and at step {last}")
+        yield before_after_table(read_evaluation(before), read_evaluation(after))
+
+
+def _sources(metrics: Mapping[str, float]) -> Sequence[str]:
+    """The sources that a row has figures of, sorted: those with a count of rollouts."""
+    names = {key.removesuffix("/rollouts") for key in metrics if key.endswith("/rollouts")}
+    return sorted(names - {ALL})
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _plain(text: str) -> Text:
+    """`text` as it is, but for control characters, by which a name could steer the terminal."""
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
