@@ -1,0 +1,1 @@
+"""Converters that write other data sets as rows of the released schema."""
