@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from vtriune.types import ImageSize, Preset, Split
 
 
-class Unscorable(ValueError):
+class Unscorable(ValueError):  # noqa: N818 - it names a verdict, not a bug
     """Gold or parameters cannot be judged; the message says why. Never the fault of the model's answer."""
 
 
@@ -51,13 +51,13 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Progressed = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-def _rising(steps: list[tuple[Progressed, Share]]) -> list[tuple[Progressed, Share]]:
+def _rising(steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
     if steps[0][0] != 0 or any(a >= b for (a, _), (b, _) in pairwise(steps)):
         raise ValueError("a schedule starts from progress 0 and rises: [[0, 0.85], [0.1, 0.95], [0.25, 0.99]]")
     return steps
 
 
-Schedule = Annotated[list[tuple[Progressed, Share]], Field(min_length=1), AfterValidator(_rising)]
+Schedule = Annotated[tuple[tuple[Progressed, Share], ...], Field(min_length=1), AfterValidator(_rising)]
 """Steps [from_progress, eps]: eps holds from that share of training on, until the next step."""
 
 
@@ -66,7 +66,7 @@ class GatedParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    iou_threshold: Share | Schedule = [(0.0, 0.85), (0.10, 0.95), (0.25, 0.99)]
+    iou_threshold: Share | Schedule = ((0.0, 0.85), (0.10, 0.95), (0.25, 0.99))
     """eps of eq. 5 in training: fixed, or Dynamic IoU (3.4) as [[from_progress, eps], ...]."""
     eval_iou_threshold: Share = 0.5
     """eps on the test split: always fixed, so that its curve can be compared over time."""
