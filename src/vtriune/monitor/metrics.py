@@ -35,6 +35,7 @@ def source_metrics(groups: Sequence[JudgedGroup]) -> dict[str, float]:
     - `accuracy`, `format`: means of R_acc and R_fmt; `correct`: share that the verifier's own rule calls correct;
     - one mean per figure of `Verdict.report` (`iou_50`, `map`, ...), over the rollouts that have it;
     - `length`, `length_correct`, `length_incorrect`: mean response length in tokens, the first over all rollouts;
+    - `entropy`: mean over all tokens, in nats, of the entropy of the distribution that the token was drawn from;
     - `truncated`: share of all rollouts cut at the token limit;
     - `reflection`: share of all rollouts with a reflection word; `reflection_correct`: `correct` among these;
     - `rollouts`, `groups`, `spurious_tokens`: counts;
@@ -97,7 +98,11 @@ def _figures(groups: Sequence[Sequence[_Answer]]) -> dict[str, float]:
     figures |= {name: mean for name, values in means.items() if (mean := _mean(list(values))) is not None}
     if rewards:
         figures["reward_std"] = _deviation(rewards)
-    own_names = {*means, *figures, "reward_std"}
+    tokens = sum(len(a.rollout.token_ids) for a in answers)
+    if tokens:
+        nats = math.fsum(a.rollout.entropy * len(a.rollout.token_ids) for a in answers if len(a.rollout.token_ids))
+        figures["entropy"] = nats / tokens
+    own_names = {*means, *figures, "reward_std", "entropy"}
     for name, values in _reported(verdicts).items():
         if name in own_names or "/" in name:
             raise ValueError(f'a verifier reports "{name}": this is a name of the monitor, or holds a "/"; rename it')

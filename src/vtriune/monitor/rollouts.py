@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("response", pa.string()),
         ("tokens", pa.int32()),  # of the response
         ("finish", pa.string()),  # FinishReason
+        ("entropy", pa.float64()),  # mean over the tokens, nats
         ("spurious_tokens", pa.int32()),
         # the verdict
         ("status", pa.string()),  # Status
@@ -129,6 +130,7 @@ def _rows(judged: JudgedGroup, place: dict[str, Any], progress: Progress) -> Ite
             "response": rollout.text,
             "tokens": len(rollout.token_ids),
             "finish": rollout.finish,
+            "entropy": rollout.entropy,
             "spurious_tokens": rollout.spurious_tokens,
             "status": verdict.status,
             "reward": verdict.reward,

@@ -153,7 +153,7 @@ def inspect(folder: Path, name: str | None = None) -> RunInfo:
     try:
         run = read_run_file(folder)
         train, last = next(latest_rows(folder, "train"), None), next(latest_rows(folder), None)
-    except UserError as error:
+    except (UserError, OSError) as error:
         return RunInfo(name, RunState.DAMAGED, str(error))
     state = RunState(run.state)
     if state is RunState.RUNNING and not is_locked(folder):
@@ -204,5 +204,8 @@ def read_run_file(folder: Path) -> RunFile:
 def _metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
     kinds = {"step": int, "split": str, "metrics": dict, "timing": dict}
     if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
-        raise DamagedRun(f"{path}: a row of step {row.get('step')} lacks one of {', '.join(kinds)}")
+        raise DamagedRun(f"{path}: the row of step {row.get('step')} lacks one of {', '.join(kinds)}")
+    for name, value in (row["metrics"] | row["timing"]).items():
+        if not isinstance(value, int | float):
+            raise DamagedRun(f"{path}: {name} of step {row['step']} is {value!r}, not a number")
     return cast("MetricsRow", row)

@@ -34,6 +34,7 @@ _COLUMNS = {
     "iou_50": "IoU 50",
     "map": "mAP",
     "length": "tokens",
+    "entropy": "entropy",
     "truncated": "truncated",
     "reflection": "reflection",
     "zero_spread": "zero spread",
@@ -104,7 +105,7 @@ def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
         yield f"{not_scored} answers could not be judged and are left out."
     missing = {source for column in scores for source in column} - set(sources_scored_in(before, after))
     if missing:
-        yield f"Without a score in one of the evaluations: {', '.join(_plain(source).plain for source in sorted(missing))}."
+        yield _plain(f"Without a score in one of the evaluations: {', '.join(sorted(missing))}.").plain
 
 
 def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> Text:
@@ -194,12 +195,16 @@ def _latest_table(folder: Path) -> RenderableType:
             f"{metrics.get(f'{source}/rollouts', 0):.0f}",
             *(_number(metrics.get(f"{source}/{name}"), digits=0 if name == "length" else 2) for name in shown),
         )
-    metrics = latest[ALL][1]
-    known = {f"{source}/" for source in sources}
-    others = [
-        f"{key} {value:.4g}" for key, value in sorted(metrics.items()) if key.rpartition("/")[0] + "/" not in known
-    ]
-    return Group(table, _plain("  ".join(others))) if others else table
+    rest = _figures_of_the_step(latest[ALL][1], sources)
+    return Group(table, _plain(rest)) if rest else table
+
+
+def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -> str:
+    """The figures that only the step as a whole has: gradient norms, clip fraction, ..."""
+    keys = {key: key.rpartition("/") for key in metrics}
+    per_source = {figure for source, _, figure in keys.values() if source in sources and source != ALL}
+    rest = [key for key, (source, _, figure) in keys.items() if source not in sources or figure not in per_source]
+    return "  ".join(f"{key} {metrics[key]:.4g}" for key in sorted(rest))
 
 
 def _quarantined(folder: Path) -> Iterable[Text]:

@@ -1,0 +1,201 @@
+import math
+import random
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vtriune.monitor.metrics import source_metrics
+from vtriune.monitor.reflection import reflects
+from vtriune.types import FinishReason, JudgedGroup, Status, UserError, Verdict
+
+Judged = Callable[..., JudgedGroup]
+Scored = Callable[..., Verdict]
+
+UNSCORABLE = Verdict(Status.UNSCORABLE, reason="gold does not parse")
+FAILED = Verdict(Status.FAILED, reason="worker died")
+REWARD_FIGURES = {
+    "reward",
+    "reward_std",
+    "accuracy",
+    "format",
+    "correct",
+    "iou_50",
+    "length_correct",
+    "length_incorrect",
+}
+
+verdicts = st.one_of(
+    st.builds(
+        lambda reward, correct, report, reason: Verdict(
+            Status.SCORED, reward, reward / 2, reward / 4, correct, report, reason
+        ),
+        st.sampled_from([0.0, 0.1, 0.3, 1 / 3, 0.7, 1.0]),
+        st.booleans(),
+        st.dictionaries(st.sampled_from(["iou_50", "map"]), st.floats(0, 1) | st.just(math.nan), max_size=2),
+        st.sampled_from(["", "cpu limit"]),
+    ),
+    st.just(UNSCORABLE),
+    st.just(FAILED),
+)
+answers = st.tuples(
+    verdicts, st.integers(0, 9), st.booleans(), st.sampled_from(["wait, 4", "it is 4", "yet again", "waiter"])
+)
+drawn_groups = st.lists(
+    st.tuples(st.sampled_from(["math", "org/coco", "ocr"]), st.lists(answers, min_size=1, max_size=4)), max_size=8
+)
+DrawnGroups = list[tuple[str, list[tuple[Verdict, int, bool, str]]]]
+
+
+def build(judged: Judged, drawn: DrawnGroups) -> list[JudgedGroup]:
+    return [
+        judged(
+            [verdict for verdict, _, _, _ in members],
+            source=source,
+            lengths=[length for _, length, _, _ in members],
+            cut=[cut for _, _, cut, _ in members],
+            texts=[text for _, _, _, text in members],
+        )
+        for source, members in drawn
+    ]
+
+
+def plain_figures(groups: list[JudgedGroup]) -> dict[str, float]:
+    """The figures of one source as one would write them down first."""
+    pairs = [pair for group in groups for pair in zip(group.group.rollouts, group.verdicts, strict=True)]
+    scored = [(r, v) for r, v in pairs if v.status == "scored"]
+    columns: dict[str, list[float]] = {
+        "reward": [v.reward or 0.0 for _, v in scored],
+        "accuracy": [v.accuracy or 0.0 for _, v in scored],
+        "format": [v.format or 0.0 for _, v in scored],
+        "correct": [float(v.correct or 0) for _, v in scored],
+        "length": [len(r.token_ids) for r, _ in pairs],
+        "length_correct": [len(r.token_ids) for r, v in scored if v.correct],
+        "length_incorrect": [len(r.token_ids) for r, v in scored if not v.correct],
+        "truncated": [float(r.finish == FinishReason.LENGTH) for r, _ in pairs],
+        "reflection": [float(reflects(r.text)) for r, _ in pairs],
+        "reflection_correct": [float(v.correct or 0) for r, v in scored if reflects(r.text)],
+        "unscorable": [float(v.status == "unscorable") for _, v in pairs],
+        "failed": [float(v.status == "failed") for _, v in pairs],
+        "zero_with_reason": [float(v.reason != "") for _, v in scored if v.reward == 0],
+        "zero_spread": [
+            float(max(rewards) == min(rewards))
+            for group in groups
+            if (rewards := [v.reward or 0.0 for v in group.verdicts if v.status == "scored"])
+        ],
+    }
+    for name in ("iou_50", "map"):
+        columns[name] = [v.report[name] for _, v in scored if not math.isnan(v.report.get(name, math.nan))]
+    figures = {name: statistics.fmean(values) for name, values in columns.items() if values}
+    tokens = [r.entropy for r, _ in pairs for _ in r.token_ids]
+    if tokens:
+        figures["entropy"] = statistics.fmean(tokens)
+    if scored:
+        figures["reward_std"] = float(np.std(columns["reward"]))
+    return figures | {
+        "rollouts": len(pairs),
+        "groups": len(groups),
+        "spurious_tokens": sum(r.spurious_tokens for r, _ in pairs),
+        "unscorable_count": sum(v.status == "unscorable" for _, v in pairs),
+        "failed_count": sum(v.status == "failed" for _, v in pairs),
+    }
+
+
+@given(drawn=drawn_groups)
+def test_figures_equal_those_of_a_plain_computation(judged: Judged, drawn: DrawnGroups) -> None:
+    groups = build(judged, drawn)
+    expected = {f"all/{name}": value for name, value in plain_figures(groups).items()}
+    for source in {source for source, _ in drawn}:
+        own = [group for group in groups if group.group.sample.source == source]
+        expected |= {f"{source}/{name}": value for name, value in plain_figures(own).items()}
+    assert source_metrics(groups) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+@given(drawn=drawn_groups)
+def test_no_figure_is_nan_whatever_is_missing(judged: Judged, drawn: DrawnGroups) -> None:
+    assert all(math.isfinite(value) for value in source_metrics(build(judged, drawn)).values())
+
+
+@given(drawn=drawn_groups, seed=st.integers(0, 99))
+def test_the_order_of_groups_and_rollouts_changes_no_bit(judged: Judged, drawn: DrawnGroups, seed: int) -> None:
+    shuffled = [(source, random.Random(seed).sample(members, len(members))) for source, members in drawn]
+    random.Random(seed).shuffle(shuffled)
+    assert source_metrics(build(judged, shuffled)) == source_metrics(build(judged, drawn))
+
+
+@given(drawn=drawn_groups, extra=st.lists(st.sampled_from([UNSCORABLE, FAILED]), min_size=1, max_size=3))
+def test_unscorable_and_failed_rollouts_move_no_mean(judged: Judged, drawn: DrawnGroups, extra: list[Verdict]) -> None:
+    before = source_metrics(build(judged, drawn))
+    added = [(source, [*members, *((verdict, 7, True, "wait") for verdict in extra)]) for source, members in drawn]
+    after = source_metrics(build(judged, added))
+
+    def of_rewards(figures: dict[str, float]) -> dict[str, float]:
+        return {key: value for key, value in figures.items() if key.rpartition("/")[2] in REWARD_FIGURES}
+
+    assert of_rewards(after) == of_rewards(before)
+
+
+def test_a_source_without_a_scored_answer_has_counts_but_no_reward(judged: Judged) -> None:
+    figures = source_metrics([judged([UNSCORABLE, FAILED], source="ocr"), judged([1.0, 0.0])])
+    assert figures["ocr/unscorable"] == figures["ocr/failed"] == 0.5
+    assert figures["ocr/rollouts"] == 2
+    assert not {"ocr/reward", "ocr/reward_std", "ocr/accuracy", "ocr/correct", "ocr/zero_spread"} & figures.keys()
+    assert figures["all/reward"] == 0.5
+    assert figures["all/failed_count"] == 1
+
+
+def test_lengths_are_told_apart_by_the_verifiers_own_rule_of_correctness(judged: Judged, scored: Scored) -> None:
+    group = judged([scored(0.6, correct=True), scored(0.9, correct=False), FAILED], lengths=[10, 30, 80])
+    figures = source_metrics([group])
+    assert figures["math/length_correct"] == 10
+    assert figures["math/length_incorrect"] == 30
+    assert figures["math/length"] == 40
+    assert figures["math/correct"] == 0.5
+
+
+def test_reflecting_answers_are_counted_and_their_correctness_told(judged: Judged) -> None:
+    group = judged([1.0, 0.0, 0.0, 1.0], texts=["Wait, 4", "verify: 5", "the waiter", "4"])
+    figures = source_metrics([group])
+    assert figures["math/reflection"] == 0.5
+    assert figures["math/reflection_correct"] == 0.5
+    assert "math/reflection_correct" not in source_metrics([judged([1.0])])
+
+
+def test_a_group_whose_scored_rewards_are_equal_has_zero_spread(judged: Judged) -> None:
+    groups = [judged([0.0, 0.0, FAILED]), judged([0.0, 1.0]), judged([1.0, UNSCORABLE]), judged([FAILED])]
+    assert source_metrics(groups)["math/zero_spread"] == pytest.approx(2 / 3)
+
+
+def test_zero_rewards_with_a_reason_are_a_share_of_the_zero_rewards(judged: Judged, scored: Scored) -> None:
+    figures = source_metrics([judged([scored(0.0, reason="cpu limit"), 0.0, 0.0, 0.0, 1.0])])
+    assert figures["math/zero_with_reason"] == 0.25
+
+
+def test_reports_are_averaged_over_the_rollouts_that_have_them(judged: Judged, scored: Scored) -> None:
+    figures = source_metrics(
+        [judged([scored(1.0, report={"iou_50": 1.0, "map": 0.5}), scored(0.0, report={"iou_50": 0.0}), 0.5])]
+    )
+    assert figures["math/iou_50"] == 0.5
+    assert figures["math/map"] == 0.5
+
+
+def test_spurious_tokens_are_summed(judged: Judged) -> None:
+    assert source_metrics([judged([1.0, 0.0], spurious=3)])["all/spurious_tokens"] == 6
+
+
+@pytest.mark.parametrize("name", ["reward", "accuracy", "reward_std", "rollouts", "a/b"])
+def test_a_report_under_a_name_of_the_monitor_is_refused(judged: Judged, scored: Scored, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        source_metrics([judged([scored(1.0, report={name: 1.0})])])
+
+
+def test_a_source_called_all_is_refused(judged: Judged) -> None:
+    with pytest.raises(UserError, match="another name"):
+        source_metrics([judged([1.0], source="all")])
+
+
+def test_a_step_without_groups_has_counts_of_zero() -> None:
+    assert source_metrics([])["all/rollouts"] == 0
