@@ -60,12 +60,14 @@ def _open(file: TableFile) -> pa.Table:
         if file.path.is_dir():
             return _open_saved_dataset(file.path)
         if file.path.stat().st_size <= IN_MEMORY_BYTES:
-            return pq.read_table(file.path)
+            with pq.ParquetFile(file.path) as parquet:
+                return parquet.read()
         return pa.ipc.open_stream(pa.memory_map(str(_arrow_copy(file)))).read_all()
     except (pa.ArrowException, OSError) as error:
         kind = "a folder written by save_to_disk" if file.path.is_dir() else "Parquet"
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"{file.path}: cannot be read as {kind} ({error}); it is damaged or incomplete: download or write it again"
+            f"{file.path}: cannot be read as {kind} ({reason}); it is damaged or incomplete: download or write it again"
         ) from error
 
 
