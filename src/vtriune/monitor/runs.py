@@ -103,9 +103,9 @@ def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
 
 def rollout_files(folder: Path, split: RowSplit) -> dict[int, Path]:
     """The stored rollout files of a split by step, in order."""
-    paths = (folder / "rollouts").glob("*.parquet")
-    steps = {int(digits): path for path in paths if (digits := path.stem.rpartition("-")[2]).isdecimal()}
-    return {step: path for step, path in sorted(steps.items()) if path == rollout_file(folder, split, step)}
+    paths = [path for path in (folder / "rollouts").glob("*.parquet") if path.stem.rpartition("-")[2].isdecimal()]
+    steps = {path: int(path.stem.rpartition("-")[2]) for path in paths}
+    return {step: path for path, step in sorted(steps.items()) if path == rollout_file(folder, split, step)}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
