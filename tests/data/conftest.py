@@ -11,6 +11,7 @@ import pytest
 
 from vtriune.data.schema import Row, write_rows
 from vtriune.data.sources import Loaded, SourceConfig, load_samples
+from vtriune.reward.judge import validate
 
 
 def png(color: Any = "red", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -88,7 +89,6 @@ def jsonl(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def load(tmp_path: Path) -> Callable[..., Loaded]:
     """Load a path below tmp_path as a recipe there would, with the project's own reward check."""
-    from vtriune.reward.judge import validate
 
     def from_path(path: str | Path = "train.parquet", **settings: Any) -> Loaded:
         config = SourceConfig.model_validate({"path": str(path), **settings})

@@ -113,8 +113,10 @@ def _readable(where: str) -> Iterator[None]:
     except PIL.Image.DecompressionBombError as error:
         raise UserError(f"{where}: too large a picture ({error}); store a smaller one") from error
     except Exception as error:  # PIL's readers raise whatever the damaged bytes lead them to
+        # The text of an unidentified picture only shows the stream object.
+        reason = "unknown content" if isinstance(error, PIL.UnidentifiedImageError) else error
         raise UserError(
-            f"{where}: cannot be read as a picture ({error}); it is damaged or none of {', '.join(FORMATS)}: "
+            f"{where}: cannot be read as a picture ({reason}); it is damaged or none of {', '.join(FORMATS)}: "
             "replace it or remove the row"
         ) from error
 
