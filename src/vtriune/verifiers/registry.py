@@ -47,10 +47,11 @@ def parse_params(name: str, parameters: Mapping[str, Any]) -> BaseModel:
         UserError: the verifier is not registered, or a field is unknown or invalid; every such field is named.
     """
     try:
-        return get(name).Params.model_validate(dict(parameters))
+        params: BaseModel = get(name).Params.model_validate(dict(parameters))
     except ValidationError as error:
         faults = "; ".join(
             f"verifier_parm.{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']} (got {fault['input']!r})"
             for fault in error.errors(include_url=False)
         )
         raise UserError(f'verifier "{name}": {faults}') from error
+    return params

@@ -1,0 +1,170 @@
+"""Boxes against boxes: IoU, one-to-one matching inside a label, COCO's average precision.
+
+Plain Python, since answers hold few boxes: arrays would cost more than they save. No text, no rewards.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import numpy as np
+
+from vtriune.verifiers.box_text import Box
+
+AP_THRESHOLDS: tuple[float, ...] = tuple(np.linspace(0.5, 0.95, 10).tolist())
+"""COCO's ten IoU thresholds: `map` is their mean, `map50` the first, `map75` the sixth."""
+
+_RECALL_LEVELS = np.linspace(0.0, 1.0, 101)
+_MAX_DETECTIONS = 100
+"""Of one label, as COCO: later ones do not count for average precision."""
+
+Pair = tuple[float, int, int]
+"""(IoU, index of the predicted box, index of the gold box)."""
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union in 0..1, labels aside; 0 for boxes without area.
+
+    >>> iou(Box("", 0, 0, 2, 2), Box("", 1, 0, 3, 2))
+    0.3333333333333333
+    """
+    _, ax1, ay1, ax2, ay2 = a
+    _, bx1, by1, bx2, by2 = b
+    width = (ax2 if ax2 < bx2 else bx2) - (ax1 if ax1 > bx1 else bx1)
+    height = (ay2 if ay2 < by2 else by2) - (ay1 if ay1 > by1 else by1)
+    if width <= 0 or height <= 0:
+        return 0.0
+    inter = width * height
+    if inter == 0:  # smaller than the smallest float
+        return 0.0
+    return inter / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter)
+
+
+def overlaps(predicted: Sequence[Box], gold: Sequence[Box]) -> list[Pair]:
+    """Every pair of equal labels that overlaps, in the order of the predicted boxes, then of gold."""
+    by_label: dict[str, list[tuple[int, Box]]] = {}
+    for j, box in enumerate(gold):
+        by_label.setdefault(box.label, []).append((j, box))
+    return [
+        (overlap, i, j)
+        for i, box in enumerate(predicted)
+        for j, other in by_label.get(box.label, ())
+        if (overlap := iou(box, other)) > 0
+    ]
+
+
+def best_matching(pairs: Sequence[Pair]) -> list[Pair]:
+    """The one-to-one choice among `pairs` with the greatest sum of IoU, and the most pairs among such.
+
+    It does not depend on the order of the boxes.
+    """
+    rows = {i for _, i, _ in pairs}
+    columns = {j for _, _, j in pairs}
+    if len(rows) == len(pairs) == len(columns):
+        return list(pairs)
+    if len(rows) == 1 or len(columns) == 1:
+        return [max(pairs)]
+    from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - rarely needed, half a second to import
+
+    row_of = {i: row for row, i in enumerate(rows)}
+    column_of = {j: column for column, j in enumerate(columns)}
+    weights = np.zeros((len(rows), len(columns)))
+    for overlap, i, j in pairs:
+        # The bonus decides ties only: it is smaller than any difference of IoU that means something.
+        weights[row_of[i], column_of[j]] = overlap + 1e-9
+    chosen = set(zip(*(side.tolist() for side in linear_sum_assignment(weights, maximize=True)), strict=True))
+    return [pair for pair in pairs if (row_of[pair[1]], column_of[pair[2]]) in chosen]
+
+
+def matched_ious(pairs: Sequence[Pair], thresholds: Iterable[float]) -> list[list[float]]:
+    """For each eps of ascending `thresholds`, the IoUs of the best matching among the pairs with IoU >= eps."""
+    results: list[list[float]] = []
+    chosen: Sequence[Pair] = ()
+    unique = False
+    for eps in thresholds:
+        if unique:
+            # Nothing competed at a lower threshold, so nothing does here.
+            chosen = [pair for pair in chosen if pair[0] >= eps]
+        else:
+            pairs = [pair for pair in pairs if pair[0] >= eps]
+            chosen = best_matching(pairs)
+            unique = len(chosen) == len(pairs)
+        results.append([overlap for overlap, _, _ in chosen])
+    return results
+
+
+def average_precisions(predicted: Sequence[Box], gold: Sequence[Box], pairs: Sequence[Pair]) -> list[float]:
+    """COCO's average precision at each of AP_THRESHOLDS, averaged over the labels of gold (eq. 7), as pycocotools.
+
+    Answers carry no confidence: like detections of equal score in pycocotools, boxes rank in the order given, so a
+    miss costs more before a hit than after it. Boxes of labels that gold lacks cost nothing. Without gold COCO leaves
+    the figure undefined, and so does this function.
+
+    Args:
+        predicted: boxes as answered.
+        gold: reference boxes, at least one.
+        pairs: `overlaps(predicted, gold)`.
+
+    >>> hit, miss = Box("cat", 0, 0, 10, 10), Box("cat", 50, 50, 60, 60)
+    >>> [average_precisions(p, [hit], overlaps(p, [hit]))[0] for p in ([hit, miss], [miss, hit])]
+    [1.0, 0.5]
+    """
+    n_gold = Counter(box.label for box in gold)
+    rivals: dict[int, list[tuple[float, int]]] = {}
+    for overlap, i, j in pairs:
+        if overlap >= AP_THRESHOLDS[0]:
+            rivals.setdefault(i, []).append((overlap, j))
+    # Per label, the boxes that can hit something: (rank, [(IoU, gold index), ...]).
+    contenders: dict[str, list[tuple[int, list[tuple[float, int]]]]] = {}
+    ranks: dict[str, int] = {}
+    for i, box in enumerate(predicted):
+        rank = ranks[box.label] = ranks.get(box.label, 0) + 1
+        if i in rivals and rank <= _MAX_DETECTIONS:
+            contenders.setdefault(box.label, []).append((rank, rivals[i]))
+    sums = [0.0] * len(AP_THRESHOLDS)
+    for label, ranked in contenders.items():
+        steps = sorted(overlap for _, candidates in ranked for overlap, _ in candidates)
+        out_of_reach, precision = -1, 0.0
+        for k, threshold in enumerate(AP_THRESHOLDS):
+            # Only when another pair falls below the threshold can the hits change.
+            below = bisect_left(steps, threshold)
+            if below != out_of_reach:
+                out_of_reach = below
+                precision = _average_precision(_hits(ranked, threshold), n_gold[label])
+            sums[k] += precision
+    return [total / len(n_gold) for total in sums]
+
+
+def _hits(contenders: Iterable[tuple[int, list[tuple[float, int]]]], threshold: float) -> list[int]:
+    """Ranks of the true positives: each box in turn takes the free gold box it overlaps most (of equals the last)."""
+    taken: set[int] = set()
+    hits: list[int] = []
+    for rank, candidates in contenders:
+        best, chosen = threshold, -1
+        for overlap, j in candidates:
+            if overlap >= best and j not in taken:
+                best, chosen = overlap, j
+        if chosen >= 0:
+            taken.add(chosen)
+            hits.append(rank)
+    return hits
+
+
+def _average_precision(hits: Sequence[int], n_gold: int) -> float:
+    """Mean over 101 recall levels of the best precision at that recall or beyond. `hits`: ranks from 1, ascending."""
+    total = envelope = 0.0
+    levels = _levels_per_hit(n_gold)
+    for k in range(len(hits), 0, -1):
+        envelope = max(envelope, k / hits[k - 1])
+        total += levels[k - 1] * envelope
+    return total / len(_RECALL_LEVELS)
+
+
+@cache
+def _levels_per_hit(n_gold: int) -> tuple[int, ...]:
+    """How many of COCO's 101 recall levels are first reached by the k-th of `n_gold` hits, for every k."""
+    first = np.searchsorted(np.arange(1, n_gold + 1) / n_gold, _RECALL_LEVELS, side="left")
+    return tuple(np.bincount(first, minlength=n_gold).tolist())

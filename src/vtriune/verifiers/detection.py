@@ -1,0 +1,209 @@
+"""`detection`: do the answered boxes lie where gold has them, under the same labels? One class, three presets.
+
+Reading text is box_text.py's job, geometry box_match.py's; the released code's own ways are in released_detection.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pydantic import ConfigDict
+
+from vtriune.data.boxes import BoxSpace, extent
+from vtriune.verifiers.answers import final_text, tagged
+from vtriune.verifiers.base import Context, GatedParams, Outcome, Unscorable
+from vtriune.verifiers.box_match import AP_THRESHOLDS, Pair, average_precisions, matched_ious, overlaps
+from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
+from vtriune.verifiers.format import released_detection_score, tag_score
+from vtriune.verifiers.released_detection import DetRewardRatio, read_boxes_as_released, released_accuracy
+
+_REPORTED = {0.5: "50", 0.75: "75", 0.95: "95", 0.99: "99"}
+_MAP75 = AP_THRESHOLDS.index(0.75)
+
+
+class DetectionParams(GatedParams):
+    """A detection row's `verifier_parm`, and the box spaces it leaves unsaid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    det_verifier_normalized: bool = False
+    """The released code's way to say that answers are in pixels of the resized picture (Qwen2.5-VL)."""
+    det_reward_ratio: DetRewardRatio = DetRewardRatio()
+    """The blend of `official_code`; the other presets have none."""
+    gold_space: BoxSpace = BoxSpace.RELATIVE_1000
+    answer_space: BoxSpace | None = None
+    """Set it by model family. None: absolute_resized if `det_verifier_normalized`, else relative_1000."""
+
+    @property
+    def answered_in(self) -> BoxSpace:
+        """The space of the answers, however it was said."""
+        normalized = BoxSpace.ABSOLUTE_RESIZED if self.det_verifier_normalized else BoxSpace.RELATIVE_1000
+        return self.answer_space or normalized
+
+
+class Detection:
+    """R_acc of eq. 5-6 for boxes; correct means an F1 of 1 at IoU 0.5.
+
+    A match is a pair of boxes with equal labels and IoU >= eps (`Context.threshold`); no box is in two. IoU is computed
+    in gold's space, in floats, answers converted and not rounded.
+
+    Presets:
+        `paper`: sum of the IoU of the matches / max(n_pred, n_gold); for one box that is eq. 5: IoU if IoU >= eps,
+            else 0. The paper leaves open who is matched with whom: here the matching with the greatest sum. R_fmt is
+            eq. 4.
+        `modern`: 2 * sum of the IoU of the matches / (n_pred + n_gold), same matching, which no order of boxes
+            changes. R_fmt is eq. 4.
+        `official_code`: the blend of the released code, see `released_accuracy`, its real verdicts kept as they are
+            (faulty matchers, unreadable labels with an apostrophe, the first `<answer>` graded even in a draft,
+            `[]` worth 0, answers in pixels truncated to whole thousandths, taken as they stand where the picture's
+            size is unknown). What there is a crash or a silent 0 is unscorable here: gold that cannot be read or has
+            no boxes, no weight above 0. So are swapped corners in gold, there dropped. R_fmt is 0 or 1.
+
+    In `paper` and `modern` the answer is what the last `<answer>` after the last `</think>` holds, or all that
+    follows `</think>` if no tag does. Labels are equal up to case and white space. `[]` is right (1) if gold is `[]`;
+    an answer without any list is 0. In an answer, boxes with swapped corners, NaN or infinity are dropped and counted;
+    in gold they make the sample unscorable, as does a gold box without area, which nothing can match.
+    A sample with several pictures has its boxes in the first.
+
+    The report, the same for all presets, of the boxes that the preset read:
+        iou_50, iou_75, iou_95, iou_99: `paper`'s R_acc at that eps, whatever the schedule.
+        precision_*, recall_*: matches at that eps / n_pred, / n_gold; f1 at 0.5.
+        mean_iou: over the pairs of the best matching of all that overlap, 0 without such.
+        map, map50, map75: as pycocotools, see `average_precisions` for what that means without confidences.
+        n_pred, n_gold, dropped_boxes: counts.
+        Where nothing is to be found and `[]` is the answer, all but the counts are 1.
+
+    Source: arXiv 2505.18129 eq. 4-7; github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server.
+
+    >>> verifier, params = Detection(), DetectionParams()
+    >>> context = Context(preset="paper", split="train", threshold=0.5)
+    >>> gold = verifier.parse_gold("[{'bbox_2d': [0, 0, 100, 100], 'label': 'cat'}]", params, context)
+    >>> answer = '<think>.</think><answer>[{"bbox_2d": [0, 0, 80, 100], "label": "Cat"}]</answer>'
+    >>> outcome = verifier.judge(answer, gold, params, context)
+    >>> outcome.accuracy, outcome.format, outcome.correct, outcome.report["iou_75"], outcome.report["map75"]
+    (0.8, 1.0, True, 0.8, 1.0)
+    """
+
+    name = "detection"
+    Params = DetectionParams
+
+    def parse_gold(self, gold: str, params: DetectionParams, context: Context) -> list[Box]:
+        """Gold's boxes, in gold's space.
+
+        Raises:
+            Unscorable: gold is no list of sound boxes, or `official_code` has nothing to blend or to find.
+        """
+        if context.preset == "official_code":
+            if not params.det_reward_ratio.total():
+                raise Unscorable("official_code needs a weight above 0 in verifier_parm.det_reward_ratio")
+            found = read_boxes_as_released(gold)
+        else:
+            content = tagged(gold)
+            found = _plain_labels(read_boxes(gold if content is None else content))
+            if any(box.x1 == box.x2 or box.y1 == box.y2 for box in found.boxes):
+                raise Unscorable("a gold box has no area; remove it or widen it by a pixel")
+        if found.dropped:
+            raise Unscorable(
+                f"{found.dropped} of the gold boxes are broken; each needs four finite numbers x1 <= x2, y1 <= y2"
+            )
+        if not found.boxes and not found.empty:
+            wanted = 'as <answer>[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]</answer>'
+            raise Unscorable(f"no boxes found in gold {gold[:80]!r}; write them {wanted}")
+        if len(found.boxes) >= MAX_BOXES:
+            raise Unscorable(f"gold has {MAX_BOXES} boxes or more")
+        return found.boxes
+
+    def judge(self, response: str, gold: list[Box], params: DetectionParams, context: Context) -> Outcome:
+        """Compare the answered boxes with gold.
+
+        Raises:
+            Unscorable: eps is missing, or a picture's size that the conversion of the answer needs.
+        """
+        eps = context.threshold
+        if eps is None:
+            raise Unscorable("detection needs a threshold eps, and the context has none")
+        answer = _read_answer(response, params, context)
+        predicted = answer.boxes
+        pairs = overlaps(predicted, gold)
+        thresholds = sorted({0.0, eps, *_REPORTED})
+        ious = dict(zip(thresholds, matched_ious(pairs, thresholds), strict=True))
+        if context.preset == "official_code":
+            accuracy = released_accuracy(predicted, gold, params.det_reward_ratio, eps)
+            layout = released_detection_score(response, len(predicted))
+        else:
+            layout = tag_score(response)
+            if not predicted and not gold:
+                accuracy = float(answer.empty)
+            elif context.preset == "paper":
+                accuracy = sum(ious[eps]) / max(len(predicted), len(gold))
+            else:
+                accuracy = 2 * sum(ious[eps]) / (len(predicted) + len(gold))
+        report = _report(answer, gold, pairs, ious)
+        reason = ""
+        if not accuracy:
+            reason = f"no match at IoU {eps:g}" if predicted or answer.empty else "no boxes found in the answer"
+        return Outcome(accuracy, layout, correct=report["f1"] == 1, report=report, reason=reason)
+
+
+def _read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
+    """The answered boxes in gold's space."""
+    official = context.preset == "official_code"
+    if official:
+        answer = read_boxes_as_released(response)
+    else:
+        final = final_text(response)
+        content = tagged(final)
+        answer = _plain_labels(read_boxes(final if content is None else content))
+    size = context.image_sizes[0] if context.image_sizes else None
+    unknown = official and size is None and params.answer_space is None
+    if params.answered_in is params.gold_space or unknown:
+        return answer
+    try:
+        width, height = extent(params.answered_in, size)
+        gold_width, gold_height = extent(params.gold_space, size)
+    except ValueError as error:
+        raise Unscorable(str(error)) from error
+    # Divided first, as the released code does: the other order rounds differently, and it truncates.
+    boxes = [
+        Box(
+            label,
+            x1 / width * gold_width,
+            y1 / height * gold_height,
+            x2 / width * gold_width,
+            y2 / height * gold_height,
+        )
+        for label, x1, y1, x2, y2 in answer.boxes
+    ]
+    if official:
+        boxes = [Box(box.label, *map(float, map(int, box[1:]))) for box in boxes]
+    return replace(answer, boxes=boxes)
+
+
+def _plain_labels(found: BoxList) -> BoxList:
+    """Labels in lower case, white space single."""
+    return replace(found, boxes=[Box(" ".join(box[0].casefold().split()), *box[1:]) for box in found.boxes])
+
+
+def _report(
+    answer: BoxList, gold: Sequence[Box], pairs: Sequence[Pair], ious: Mapping[float, Sequence[float]]
+) -> dict[str, float]:
+    n_pred, n_gold = len(answer.boxes), len(gold)
+    nothing = float(answer.empty and not gold)
+    most = max(n_pred, n_gold)
+    report: dict[str, float] = {}
+    for eps, name in _REPORTED.items():
+        matched = ious[eps]
+        report["iou_" + name] = sum(matched) / most if most else nothing
+        report["precision_" + name] = len(matched) / n_pred if n_pred else nothing
+        report["recall_" + name] = len(matched) / n_gold if n_gold else nothing
+    report["f1"] = 2 * len(ious[0.5]) / (n_pred + n_gold) if most else nothing
+    report["mean_iou"] = sum(ious[0.0]) / len(ious[0.0]) if ious[0.0] else nothing
+    ap = average_precisions(answer.boxes, gold, pairs) if gold else [nothing] * len(AP_THRESHOLDS)
+    report["map"] = sum(ap) / len(ap)
+    report["map50"] = ap[0]
+    report["map75"] = ap[_MAP75]
+    report["n_pred"] = float(n_pred)
+    report["n_gold"] = float(n_gold)
+    report["dropped_boxes"] = float(answer.dropped)
+    return report
