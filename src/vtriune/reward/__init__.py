@@ -1,0 +1,1 @@
+"""Verifier-level reward computation: routing, schedules, weighing (eq. 8) and the worker processes that judge."""

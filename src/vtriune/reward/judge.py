@@ -1,0 +1,207 @@
+"""One answer to one verdict: route by the sample's verifier, resolve its schedule, verify, weigh (eq. 8).
+
+Pure and in this process. Limits of time and memory are the worker processes' (`pool.py`); what is measured
+is the verifiers'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel
+
+from vtriune.reward.schedule import threshold
+from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
+from vtriune.verifiers import registry
+from vtriune.verifiers.base import Context, GatedParams, Unscorable, Verifier
+
+MAX_CHARACTERS = 400_000
+"""A longer answer is scored 0, longer gold is unscorable. Ten times what the longest token limits allow."""
+
+MAX_REASON = 500
+"""Reasons are one line of at most so many characters: they quote answers and parameters."""
+
+Phase = Literal["gold", "answer"]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeItem:
+    """One answer, and all that its verdict depends on."""
+
+    response: str
+    spec: RewardSpec
+    progress: Progress
+    image_sizes: tuple[ImageSize, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A sample's side of the judgement: the same for all G answers."""
+
+    verifier: Verifier[Any, Any]
+    params: BaseModel
+    gold: Any
+
+
+def judge_item(item: JudgeItem, entering: Callable[[Phase], None] | None = None) -> Verdict:
+    """Judge one answer; never raises.
+
+    `entering` is called before gold is parsed and again before the answer is judged, for whoever limits each
+    of the two. Gold and parameters are memoised over calls.
+
+    Returns:
+        `scored` with R of eq. 8; a scored 0 whose reason is `memory limit` or `recursion limit` is an answer
+        that exhausted its verifier. `unscorable`: gold, parameters or weights are invalid. `failed`: the
+        verifier broke, with the exception in the reason.
+
+    >>> progress = Progress(step=0, total_steps=1, split="test")
+    >>> judge_item(JudgeItem("So it is \\\\boxed{4}.", RewardSpec("mathverify", "4"), progress)).reward
+    1.0
+    >>> judge_item(JudgeItem("cat", RewardSpec("mathverfy", "4"), progress)).reason
+    'verifier "mathverfy" is not registered; did you mean "mathverify"?'
+    """
+    try:
+        if entering:
+            entering("gold")
+        _check_weights(item.spec)
+        prepared = _prepare(item.spec, item.image_sizes)
+        context = _context(item, prepared.params)
+        if entering:
+            entering("answer")
+        return _judge(item, prepared, context)
+    except Unscorable as error:
+        return Verdict(Status.UNSCORABLE, reason=_line(str(error)))
+    except Exception as error:  # our own breakdown must become neither a reward nor the end of the run
+        return Verdict(Status.FAILED, reason=_line(f'verifier "{item.spec.verifier}": {type(error).__name__}: {error}'))
+
+
+def validate(spec: RewardSpec, image_sizes: tuple[ImageSize, ...] = ()) -> None:
+    """Check all of a sample's reward that can be known before training: verifier, parameters, weights and gold.
+
+    It parses gold in this process, without a limit of time. Rows from strangers are better checked by
+    `JudgePool.submit` with an empty response, which answers `unscorable` with the same message.
+
+    Raises:
+        UserError: the sample can't be judged; the message names the field, the caller adds file and row.
+    """
+    try:
+        _check_weights(spec)
+        _prepare(spec, image_sizes)
+    except Unscorable as error:
+        raise UserError(_line(str(error))) from error
+
+
+def weigh(accuracy: float, format: float, spec: RewardSpec) -> float:  # noqa: A002  (R_fmt's name all over the project)
+    """R = a_acc * R_acc + a_fmt * R_fmt (eq. 8); `official_code` divides it by a_acc + a_fmt.
+
+    >>> weigh(0.5, 1.0, RewardSpec("detection", "", accuracy_weight=1.0, format_weight=0.25))
+    0.75
+    >>> weigh(0.5, 1.0, RewardSpec("detection", "", accuracy_weight=1.0, format_weight=0.25, preset="official_code"))
+    0.6
+    """
+    reward = spec.accuracy_weight * accuracy + spec.format_weight * format
+    if spec.preset == "official_code":
+        reward /= spec.accuracy_weight + spec.format_weight
+    return reward
+
+
+def exhausted(reason: str) -> Verdict:
+    """The verdict on an answer that exhausted its verifier, which is the model's doing: 0, and why."""
+    return Verdict(Status.SCORED, reward=0.0, accuracy=0.0, format=0.0, correct=False, reason=reason)
+
+
+def _check_weights(spec: RewardSpec) -> None:
+    for field, weight in (("accuracy_ratio", spec.accuracy_weight), ("format_ratio", spec.format_weight)):
+        if not (isfinite(weight) and weight >= 0):
+            raise Unscorable(f"{field} must be a finite number of at least 0, got {weight}")
+    total = spec.accuracy_weight + spec.format_weight
+    if not (isfinite(total) and total > 0):
+        raise Unscorable(f"accuracy_ratio + format_ratio must be a finite number above 0, got {total}")
+
+
+def _prepare(spec: RewardSpec, image_sizes: tuple[ImageSize, ...]) -> _Prepared:
+    try:
+        parameters = orjson.dumps(spec.parameters, default=dict, option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise Unscorable(f"verifier_parm is not JSON: {error}") from error
+    prepared = _prepared(spec.verifier, parameters, spec.gold, spec.preset, image_sizes)
+    if isinstance(prepared, str):
+        raise Unscorable(prepared)
+    return prepared
+
+
+@lru_cache(maxsize=4096)
+def _params(name: str, parameters: bytes) -> BaseModel | str:
+    """The checked parameters, or why there are none (lru_cache would forget an exception)."""
+    try:
+        return registry.parse_params(name, orjson.loads(parameters))
+    except UserError as error:
+        return str(error)
+
+
+@lru_cache(maxsize=4096)
+def _prepared(
+    name: str, parameters: bytes, gold: str, preset: Preset, image_sizes: tuple[ImageSize, ...]
+) -> _Prepared | str:
+    """Everything of a sample's judgement that its answers share, or why it can't be judged."""
+    params = _params(name, parameters)
+    if isinstance(params, str):
+        return params
+    if len(gold) > MAX_CHARACTERS:
+        return f"ground_truth is longer than {MAX_CHARACTERS} characters"
+    verifier = registry.get(name)
+    # A verifier's gold depends on preset and sizes alone, so that the split given here does not matter.
+    context = Context(preset=preset, split="train", image_sizes=image_sizes)
+    try:
+        return _Prepared(verifier, params, verifier.parse_gold(gold, params, context))
+    except Unscorable as error:
+        return str(error)
+    except (MemoryError, RecursionError) as error:
+        return f"ground_truth exhausts its verifier: {type(error).__name__}"
+
+
+def _context(item: JudgeItem, params: BaseModel) -> Context:
+    eps = None
+    if isinstance(params, GatedParams):
+        eps = threshold(
+            params.iou_threshold, item.progress, evaluation=params.eval_iou_threshold, preset=item.spec.preset
+        )
+    return Context(item.spec.preset, item.progress.split, eps, item.image_sizes)
+
+
+def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:
+    if len(item.response) > MAX_CHARACTERS:
+        return exhausted(f"answer longer than {MAX_CHARACTERS} characters")
+    try:
+        outcome = prepared.verifier.judge(item.response, prepared.gold, prepared.params, context)
+    except MemoryError:
+        return exhausted("memory limit")
+    except RecursionError:
+        return exhausted("recursion limit")
+    reward = weigh(outcome.accuracy, outcome.format, item.spec)
+    _check_finite({"accuracy": outcome.accuracy, "format": outcome.format, "reward": reward, **outcome.report})
+    return Verdict(
+        Status.SCORED,
+        reward=reward,
+        accuracy=outcome.accuracy,
+        format=outcome.format,
+        correct=outcome.correct,
+        report=outcome.report,
+        reason=_line(outcome.reason),
+    )
+
+
+def _check_finite(measured: Mapping[str, float]) -> None:
+    for name, value in measured.items():
+        if not isfinite(value):
+            raise ValueError(f"{name} came out as {value}")
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_REASON else line[: MAX_REASON - 3] + "..."

@@ -1,0 +1,86 @@
+"""Items and verdicts as JSON, and the frames in which they travel between processes. No pickle.
+
+A frame is its length in 4 bytes, big-endian, and so many bytes of JSON.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import orjson
+
+from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem
+from vtriune.types import ImageSize, Progress, RewardSpec, Status, Verdict
+
+
+def encode_item(item: JudgeItem) -> bytes:
+    """The item as JSON: equal items give equal bytes.
+
+    An overlong response is cut where the judge already knows that it is overlong.
+
+    Raises:
+        ValueError: the item holds what JSON can't: a lone surrogate, an object in the parameters.
+    """
+    fields = {
+        "response": item.response[: MAX_CHARACTERS + 1],
+        "spec": item.spec,
+        "progress": item.progress,
+        "image_sizes": item.image_sizes,
+    }
+    try:
+        return orjson.dumps(fields, default=dict, option=orjson.OPT_SORT_KEYS)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def decode_item(fields: dict[str, Any]) -> JudgeItem:
+    """The inverse of `encode_item` after `orjson.loads`."""
+    spec = fields["spec"]
+    for weight in ("accuracy_weight", "format_weight"):
+        if spec[weight] is None:  # JSON's spelling of NaN and infinity, which the judge refuses by name
+            spec[weight] = float("nan")
+    return JudgeItem(
+        response=fields["response"],
+        spec=RewardSpec(**spec),
+        progress=Progress(**fields["progress"]),
+        image_sizes=tuple(
+            ImageSize(original=tuple(size["original"]), resized=tuple(size["resized"]))
+            for size in fields["image_sizes"]
+        ),
+    )
+
+
+def encode_verdict(verdict: Verdict) -> bytes:
+    """The verdict as JSON; its numbers are finite, as the judge guarantees, and survive to the last bit."""
+    return orjson.dumps(verdict, default=dict)
+
+
+def decode_verdict(data: bytes) -> Verdict:
+    """The inverse of `encode_verdict`."""
+    fields = orjson.loads(data)
+    return Verdict(**{**fields, "status": Status(fields["status"])})
+
+
+def join(items: Sequence[bytes]) -> bytes:
+    """Encoded items as one JSON array, without encoding them again."""
+    return b"[" + b",".join(items) + b"]"
+
+
+def send_frame(channel: socket.socket, data: bytes) -> None:
+    """Send one frame. Raises OSError if the other side has gone or does not read in time."""
+    channel.sendall(len(data).to_bytes(4, "big") + data)
+
+
+def receive_frame(stream: BinaryIO) -> bytes:
+    """Read one frame. Raises EOFError if the other side has gone, OSError if it does not write in time."""
+    size = int.from_bytes(_read(stream, 4), "big")
+    return _read(stream, size)
+
+
+def _read(stream: BinaryIO, size: int) -> bytes:
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError("the other side has closed the channel")
+    return data

@@ -1,0 +1,88 @@
+"""A worker process of `pool.JudgePool`: judges the items it is sent, one by one, within limits.
+
+The limits are the kernel's, so that they hold inside one long call into C as well: a timer of CPU time whose
+signal kills the process, and a cap of its address space. Which signal it was tells the parent whose fault:
+
+    SIGVTALRM   gold took too long to parse: the sample is unscorable
+    SIGPROF     the answer took too long to judge: it is scored 0
+
+Nothing here decides what becomes of the items that a dead worker leaves; the parent does.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import BinaryIO, cast
+
+import orjson
+
+from vtriune.reward.judge import JudgeItem, Phase, judge_item
+from vtriune.reward.wire import decode_item, encode_verdict, receive_frame, send_frame
+from vtriune.types import Progress, RewardSpec
+
+READY = b"ready"
+
+
+def main() -> None:
+    """Serve until the parent closes the channel, which is this process's standard input."""
+    cpu_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
+    channel = _take_channel()
+    _set_limits(memory_limit)
+    _warm_up()
+    send_frame(channel, READY)
+    stream = cast(BinaryIO, channel.makefile("rb"))
+    statm = os.open("/proc/self/statm", os.O_RDONLY)
+
+    def entering(phase: Phase) -> None:
+        signal.setitimer(signal.ITIMER_VIRTUAL, cpu_limit if phase == "gold" else 0)
+        signal.setitimer(signal.ITIMER_PROF, cpu_limit if phase == "answer" else 0)
+
+    while True:
+        try:
+            items = orjson.loads(receive_frame(stream))
+        except EOFError:
+            return
+        for fields in items:
+            item = decode_item(fields)
+            verdict = judge_item(item, entering)
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            send_frame(channel, encode_verdict(verdict))
+            # What an answer leaves behind (sympy caches results) would count against its neighbours.
+            if _resident_bytes(statm) > memory_limit // 2:
+                return
+
+
+def _take_channel() -> socket.socket:
+    """The channel, moved away from where a verifier's print() or input() could reach it."""
+    channel = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return channel
+
+
+def _set_limits(memory_limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGPROF, signal.SIGVTALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGVTALRM))
+
+
+def _resident_bytes(statm: int) -> int:
+    """Memory held now. (getrusage's peak won't do: across exec it includes the parent's.)"""
+    return int(os.pread(statm, 128, 0).split()[1]) * resource.getpagesize()
+
+
+def _warm_up() -> None:
+    """Import what verifiers import late, so that no answer and no gold pays for it."""
+    item = JudgeItem(r"\boxed{\frac{1}{2}}", RewardSpec("mathverify", "2", preset="paper"), Progress(0, 1, "test"))
+    judge_item(item)
+
+
+if __name__ == "__main__":
+    main()
