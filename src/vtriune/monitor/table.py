@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from itertools import islice
 from pathlib import Path
 
 from rich import box
@@ -20,11 +19,8 @@ from vtriune.monitor.evaluation import Estimate, Evaluation, Score, gain, mean_o
 from vtriune.monitor.files import read_rows
 from vtriune.monitor.metrics import ALL
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import RunState, find_runs, inspect, latest_rows, rollout_files
+from vtriune.monitor.runs import RunState, find_runs, inspect, read_metrics, rollout_files
 from vtriune.types import UserError
-
-_LOOK_BACK = 200
-"""Training steps that are searched for the latest figures of a source: not every step draws from every source."""
 
 _COLUMNS = {
     "reward": "reward",
@@ -37,9 +33,7 @@ _COLUMNS = {
     "entropy": "entropy",
     "truncated": "truncated",
     "reflection": "reflection",
-    "zero_spread": "zero spread",
-    "unscorable": "unscorable",
-    "failed": "failed",
+    "zero_spread": "zero\nspread",
 }
 """Figures of a run's page, of those that it has; all others are in metrics.jsonl."""
 
@@ -59,7 +53,7 @@ def before_after_table(before: Evaluation, after: Evaluation) -> Table:
     A source that one of the evaluations did not score at all is named below the table, and is not in the mean.
     """
     table = _table("task", "source")
-    for name in ("n", "before", "after", "gain", "greedy before", "greedy after"):
+    for name in ("n", "before", "after", "gain", "greedy\nbefore", "greedy\nafter"):
         table.add_column(name, justify="right")
     columns: dict[str, list[tuple[str, Estimate]]] = {name: [] for name in ("before", "after", "gain", "gb", "ga")}
     prompts = 0
@@ -90,7 +84,7 @@ def _score_cells(estimates: Mapping[str, Estimate]) -> list[Text]:
     for name, (value, error) in estimates.items():
         style = ("green" if value > 0 else "red") if name == "gain" else ""
         number = f"{value:+.1f}" if name == "gain" else f"{value:.1f}"
-        cells.append(Text(number if error is None else f"{number} ± {error:.1f}", style=style))
+        cells.append(Text(number if error is None else f"{number} ±{error:.1f}", style=style))
     return cells
 
 
@@ -102,27 +96,31 @@ def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
     scores: list[Mapping[str, Score]] = [before.sampled, after.sampled, before.greedy, after.greedy]
     not_scored = sum(score.not_scored for column in scores for score in column.values())
     if not_scored:
-        yield f"{not_scored} answers could not be judged and are left out."
+        yield f"{not_scored} answers that could not be judged are left out."
     missing = {source for column in scores for source in column} - set(sources_scored_in(before, after))
     if missing:
         yield _plain(f"Without a score in one of the evaluations: {', '.join(sorted(missing))}.").plain
 
 
-def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> Text:
-    """One line for one training step: mean reward, and the reward of every source, with the time left."""
-    line = Text.assemble(
-        (f"{step:>{len(str(total_steps))}}/{total_steps}", "bold"),
-        "  reward ",
-        (_number(metrics.get(f"{ALL}/reward")), "bold"),
-        no_wrap=True,
-        overflow="ellipsis",
-    )
-    for source in _sources(metrics):
-        line.append("  ").append_text(_plain(source)).append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
+def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> RenderableType:
+    """One line for one training step: mean reward, time left, and the reward of every source as far as there is room.
+
+    A first part that all names of sources share, up to the first `_`, is left out.
+    """
+    line = Text(no_wrap=True, overflow="ellipsis")
+    line.append(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
+    line.append("  reward ").append(_number(metrics.get(f"{ALL}/reward")), "bold")
+    line.append(f"  {timedelta(seconds=round(seconds_left))} left", "dim")
     for figure in ("failed", "unscorable"):
         if count := metrics.get(f"{ALL}/{figure}_count"):
             line.append(f"  {count:.0f} {figure}", "red")
-    return line.append(f"  {timedelta(seconds=round(seconds_left))} left", "dim")
+    sources = _sources(metrics)
+    heads = {source.partition("_")[0] + "_" for source in sources}
+    shared = heads.pop() if len(heads) == 1 and len(sources) > 1 else ""
+    for source in sources:
+        line.append("  ").append_text(_plain(source.removeprefix(shared)))
+        line.append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
+    return Group(line)  # console.print would join a bare Text with others, and wrap it
 
 
 def runs_table(root: Path) -> Table:
@@ -175,26 +173,35 @@ def run_page(folder: Path) -> RenderableType:
 
 def _latest_table(folder: Path) -> RenderableType:
     latest: dict[str, tuple[int, Mapping[str, float]]] = {}
-    for row in islice(latest_rows(folder, "train"), _LOOK_BACK):
-        for source in (ALL, *_sources(row["metrics"])):
-            latest.setdefault(source, (row["step"], row["metrics"]))
+    lost: Counter[tuple[str, str]] = Counter()
+    for row in read_metrics(folder):
+        if row["split"] == "train":
+            metrics = row["metrics"]
+            for source in (*_sources(metrics), ALL):
+                latest[source] = (row["step"], metrics)
+                for name in ("unscorable", "failed"):
+                    lost[source, name] += round(metrics.get(f"{source}/{name}_count", 0))
     if not latest:
         return Text("no training step yet")
     sources = [*sorted(latest.keys() - {ALL}), ALL]
     shown = [name for name in _COLUMNS if any(f"{source}/{name}" in latest[source][1] for source in sources)]
     table = _table("source")
-    for title in ("step", "rollouts", *(_COLUMNS[name] for name in shown)):
+    for title in ("step", "rollouts", *(_COLUMNS[name] for name in shown), "unscorable", "failed"):
         table.add_column(title, justify="right")
     for source in sources:
-        step, metrics = latest[source]
+        step, figures = latest[source]
         if source == ALL:
             table.add_section()
         table.add_row(
             _plain(source),
             str(step),
-            f"{metrics.get(f'{source}/rollouts', 0):.0f}",
-            *(_number(metrics.get(f"{source}/{name}"), digits=0 if name == "length" else 2) for name in shown),
+            _number(figures.get(f"{source}/rollouts"), digits=0),
+            *(_number(figures.get(f"{source}/{name}"), digits=0 if name == "length" else 2) for name in shown),
+            str(lost[source, "unscorable"]),
+            str(lost[source, "failed"]),
         )
+    table.caption = Text("the latest step of each source; unscorable and failed: answers of the whole run", "dim")
+    table.caption_justify = "left"
     rest = _figures_of_the_step(latest[ALL][1], sources)
     return Group(table, _plain(rest)) if rest else table
 
@@ -229,7 +236,7 @@ def _sources(metrics: Mapping[str, float]) -> Sequence[str]:
 
 
 def _table(*titles: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title in titles:
         table.add_column(title, overflow="fold")
     return table
