@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtriune.monitor.files import DamagedRun, append_row, cut_rows, read_rows, read_rows_backward, replacing, write_json
@@ -68,6 +68,7 @@ def test_a_missing_file_is_damage(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "rows.jsonl"))
 
 
+@settings(max_examples=30)
 @given(sizes=st.lists(st.sampled_from([0, 1, 1000, 700_000, 3_000_000]), max_size=5))
 def test_reading_backward_gives_the_same_rows_whatever_their_length(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]

@@ -119,6 +119,11 @@ def test_a_list_of_runs_tells_how_each_stands(tmp_path: Path, judged: Judged) ->
     assert "run.json" in text
 
 
+def test_a_run_folder_given_as_the_root_is_listed_by_its_own_name(tmp_path: Path, judged: Judged) -> None:
+    train(tmp_path / "done", judged)
+    assert cells(shown(runs_table(tmp_path / "done")), "finished")[0] == "done"
+
+
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     assert "no runs in" in shown(runs_table(tmp_path))
     assert "no runs in" in shown(runs_table(tmp_path / "nowhere"))

@@ -149,7 +149,7 @@ class RunInfo:
 
 def inspect(folder: Path, name: str | None = None) -> RunInfo:
     """How the run in `folder` stands; a folder that cannot be read is described as damaged."""
-    name = name or folder.name
+    name = name or folder.resolve().name
     try:
         run = read_run_file(folder)
         train, last = next(latest_rows(folder, "train"), None), next(latest_rows(folder), None)

@@ -8,7 +8,7 @@
     quarantine.jsonl  samples that were set aside during training, each with the reason
     summary.json      what a finished run reached
 
-`step` is the number of optimizer steps done: the first training step is row 1, an evaluation before training row 0.
+`step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
 All but `timing` (seconds, tokens/s) is equal in an uninterrupted run and a resumed one. Checkpoints are the engine's.
 
     pandas.read_parquet("runs/demo/rollouts")
@@ -90,7 +90,7 @@ class RunStore:
 
     @classmethod
     def resume(cls, folder: Path, *, step: int, threads: int) -> Self:
-        """Continue the run in `folder` from the checkpoint taken after optimizer step `step`; later rows are dropped.
+        """Continue the run in `folder` from the checkpoint taken after training step `step`; later rows are dropped.
 
         Raises:
             UserError: `folder` holds no run, a damaged one, or one that another process is writing.
@@ -180,7 +180,7 @@ class RunStore:
 
 
 def truncate_to(folder: Path, step: int) -> None:
-    """Drop what was written after optimizer step `step`: rows, rollout files, quarantined samples, the summary, and
+    """Drop what was written after training step `step`: rows, rollout files, quarantined samples, the summary, and
     what a killed writer left half done.
 
     Raises:

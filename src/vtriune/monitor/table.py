@@ -128,10 +128,9 @@ def runs_table(root: Path) -> Table:
     table = _table("run")
     for name in ("started", "step", "status", "mean reward", "minutes"):
         table.add_column(name, justify="left" if name == "status" else "right")
-    infos = [inspect(folder, str(folder.relative_to(root))) for folder in find_runs(root)]
-    for info in sorted(
-        infos, key=lambda info: (info.started.timestamp() if info.started else 0, info.name), reverse=True
-    ):
+    infos = [inspect(folder, None if folder == root else str(folder.relative_to(root))) for folder in find_runs(root)]
+    infos.sort(key=lambda info: (info.started.timestamp() if info.started else 0, info.name), reverse=True)
+    for info in infos:
         status = Text(info.state, style=_STATE_STYLES[info.state])
         if info.problem:
             status.append(": ").append_text(_plain(info.problem))
