@@ -26,6 +26,8 @@ _DECIMAL = re.compile(r"[-+]?\d{1,40}(\.\d{1,40})?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(\s+[^\W\d_]+)*")
 _TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
 _OR = re.compile(r"\bor\b|\\lor\b|\\vee\b", re.IGNORECASE)
+_OPTION = re.compile(rf"[A-Z]|{_DECIMAL.pattern}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
 
 
@@ -52,9 +54,10 @@ class MathVerify:
         `official_code`: the released code, reward for reward: the whole response and gold are lower-cased, math-verify
             finds the answer itself (boxes first, several of them make a set, text without a box can count). R_fmt
             wants line breaks around the tags. One difference: unreadable gold, there a silent 0, is unscorable.
-        `modern`: as `paper`, but equal text is equal, whole numbers and words are compared as such (`meat` is not
-            `team`, `Yes` is `yes`), gold that is only text can be judged, `A or B or C` and `A=B=C` are no answers
-            unless gold is of that kind, and an `<answer>` tag without a box counts if its text is the gold's.
+        `modern`: as `paper`, but equal text is equal, whole numbers, words and Greek letters are compared as such
+            (`meat` is not `team`, `Yes` is `yes`, `\Delta` is not `\delta`), gold that is only text can be judged,
+            `A or B or C` and `A=B=C` are no answers unless gold is of that kind, and an `<answer>` tag without a box
+            counts if its text is the gold's.
 
     Source: arXiv 2505.18129 eq. 3-4; github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server/verify.py;
     equivalence is decided by github.com/huggingface/Math-Verify, its own time limits off.
@@ -125,9 +128,14 @@ def _plain(text: str) -> str:
 
 
 def _sprayed(gold: str, answer: str) -> bool:
-    """Does the answer offer a choice (`A or B`, `A=B=C`) that gold does not?"""
-    chain = max(1, len(_EQUALS.findall(gold)))
-    return len(_OR.findall(answer)) > len(_OR.findall(gold)) or len(_EQUALS.findall(answer)) > chain
+    """Does the answer offer a choice (`A or B`, `A=B=C`, `3=4`) that gold does not?"""
+    if len(_OR.findall(answer)) > len(_OR.findall(gold)):
+        return True
+    sides = [side.strip() for side in _EQUALS.split(answer)]
+    if _EQUALS.search(gold):
+        return len(sides) > len(_EQUALS.split(gold))
+    options = all(_OPTION.fullmatch(side) for side in sides)
+    return len(sides) > 2 or (options and len(set(sides)) > 1)
 
 
 def _settle(gold: str, answer: str) -> bool | None:
@@ -140,6 +148,8 @@ def _settle(gold: str, answer: str) -> bool | None:
         return True
     if _WORDS.fullmatch(gold) and _WORDS.fullmatch(answer):
         return gold.casefold().split() == answer.casefold().split()
+    if _COMMAND.fullmatch(gold) and _COMMAND.fullmatch(answer) and gold.lower() == answer.lower():
+        return False  # math-verify takes Delta and delta for one symbol
     return None
 
 
