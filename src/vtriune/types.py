@@ -85,6 +85,8 @@ class Sample:
 
 
 class FinishReason(StrEnum):
+    """How an answer ended."""
+
     STOP = "stop"
     """The model ended its answer itself."""
     LENGTH = "length"
@@ -101,6 +103,8 @@ class Rollout:
     """(T,) float32, log-probability of each token under the policy that sampled it."""
     text: str
     finish: FinishReason
+    entropy: float
+    """Mean entropy in nats of the distributions that the tokens were drawn from."""
     spurious_tokens: int = 0
     """Placeholder tokens that had to be removed from this answer (0 when our own sampler made it)."""
 
@@ -115,6 +119,8 @@ class Progress:
 
 
 class Status(StrEnum):
+    """Whether there is a verdict."""
+
     SCORED = "scored"
     """The model's answer was judged; the reward is a number, 0 included."""
     UNSCORABLE = "unscorable"

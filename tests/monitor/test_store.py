@@ -46,7 +46,7 @@ def train(store: RunStore, steps: range, judged: Judged) -> None:
         group = judged([1.0, step / 8], sample_id=f"math.parquet#{step}")
         store.write_rollouts(step, [group], Progress(step - 1, 4, "train"))
         if step == 3:
-            store.quarantine(step, group.group.sample, "the picture is corrupt")
+            store.quarantine(step, group.group.sample.id, "the picture is corrupt")
         store.log(step, "train", {"all/reward": 0.1 + step / 7, "all/entropy": 1 / step}, {"tokens_per_s": 1000.0})
         if step % 2 == 0:
             store.write_evaluation(step, [group], [judged([1.0])], Progress(step, 4, "test"))
@@ -80,7 +80,6 @@ def test_a_run_is_a_folder_that_anybody_can_read(tmp_path: Path, judged: Judged)
     assert [row["step"] for row in read_metrics(folder)] == [1, 2, 2, 3, 4, 4]
     assert json.loads((folder / "quarantine.jsonl").read_text()) == {
         "step": 3,
-        "source": "math",
         "sample": "math.parquet#3",
         "reason": "the picture is corrupt",
     }

@@ -96,7 +96,7 @@ def train(folder: Path, judged: Judged, *, finish: bool = True) -> None:
         evaluation = groups_of(judged, "play_math", "math", [[0.0, 1.0], [0.0, 0.0]])
         store.write_evaluation(0, evaluation, evaluation, Progress(0, 9, "test"))
         store.log(1, "train", source_metrics([judged([1.0, 0.0], source="rare"), judged([1.0], source="play_math")]))
-        store.quarantine(2, evaluation[0].group.sample, "the picture is corrupt")
+        store.quarantine(2, evaluation[0].group.sample.id, "the picture is corrupt")
         figures = source_metrics([judged([1.0, 0.0, 0.0, FAILED], source="play_math")])
         store.log(2, "train", {**figures, "all/grad_norm_llm": 0.125, "optim/clip_fraction": 0.5})
         store.write_evaluation(2, evaluation, evaluation, Progress(2, 9, "test"))
@@ -138,7 +138,7 @@ def test_a_runs_page_tells_the_latest_figures_of_every_source(tmp_path: Path, ju
     assert math[:4] == ["play_math", "2", "4", "0.33"]
     assert math[-2:] == ["0", "1"]
     assert "all/grad_norm_llm 0.125  optim/clip_fraction 0.5" in text
-    assert "set aside during training (quarantine.jsonl): play_math 1" in text
+    assert "rows set aside (quarantine.jsonl): play_math 1" in text
     assert "held out, at step 0 and at step 2" in text
     assert "mean over tasks" in text
 
@@ -160,7 +160,7 @@ def test_names_that_carry_markup_or_control_characters_are_shown_as_text(tmp_pat
     sampled = evaluate_metrics([judged([1.0], source=source, task="\x07[/]")])
     with RunStore.create(tmp_path, recipe={}, total_steps=9, threads=1) as store:
         store.log(1, "train", source_metrics([judged([1.0], source=source)]))
-        store.quarantine(1, judged([1.0], source=source).group.sample, "\x1b[31m")
+        store.quarantine(1, f"{source}#1", "\x1b[31m")
     texts = [
         shown(before_after_table(Evaluation(sampled, sampled), Evaluation(sampled, sampled))),
         shown(step_line(1, 9, source_metrics([judged([1.0], source=source)]), seconds_left=1)),

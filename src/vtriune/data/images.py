@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
@@ -22,12 +23,19 @@ from vtriune.types import ImageRef, UserError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What is read. Other readers of PIL start programs (EPS) or are too rare to trust with files from elsewhere."""
 
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
 
 class CheckedImageRef(ImageRef, Protocol):
     """A reference that can also be looked over before training starts."""
 
-    def check(self) -> None:
-        """Read the header (and the checksums of a PNG) without decoding. Raises UserError as `load` does."""
+    def check(self) -> tuple[int, int]:
+        """Read the header (and the checksums of a PNG) without decoding. Raises UserError as `load` does.
+
+        Returns:
+            Width and height of what `load` will give (of a PNG: before any EXIF rotation).
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +54,10 @@ class TablePicture:
         with pa.BufferReader(images[self.position]["bytes"].as_buffer()) as stream:
             yield stream
 
-    def check(self) -> None:
+    def check(self) -> tuple[int, int]:
         """See CheckedImageRef."""
         with self._bytes() as stream:
-            _check(stream, self.where)
+            return _check(stream, self.where)
 
     def load(self) -> PIL.Image.Image:
         """See ImageRef."""
@@ -77,10 +85,10 @@ class FilePicture:
         with stream:
             yield stream
 
-    def check(self) -> None:
+    def check(self) -> tuple[int, int]:
         """See CheckedImageRef."""
         with self._bytes() as stream:
-            _check(stream, self.where)
+            return _check(stream, self.where)
 
     def load(self) -> PIL.Image.Image:
         """See ImageRef."""
@@ -88,9 +96,15 @@ class FilePicture:
             return _decode(stream, self.where)
 
 
-def _check(stream: BinaryIO, where: str) -> None:
+def _check(stream: BinaryIO, where: str) -> tuple[int, int]:
     with _readable(where):
-        _open(stream).verify()
+        picture = _open(stream)
+        picture.verify()
+        if picture.format == "PNG":  # asking for its EXIF data would decode it, and cameras write none
+            return picture.size
+        stream.seek(0)
+        orientation = _open(stream).getexif().get(PIL.ExifTags.Base.Orientation, 1)
+        return picture.size[::-1] if orientation in SIDEWAYS else picture.size
 
 
 def _decode(stream: BinaryIO, where: str) -> PIL.Image.Image:

@@ -17,11 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from vtriune.data.images import CheckedImageRef, FilePicture, TablePicture
 from vtriune.data.tables import TableFile, to_python
-from vtriune.types import Message, Preset, RewardSpec, Sample, UserError
+from vtriune.types import ImageSize, Message, Preset, RewardSpec, Sample, UserError
 
 IMAGE_MARK = "<image>"
 SHOWN_ROWS = 10
 """Bad rows listed in an error; the others are only counted."""
+
+
+Check = Callable[[RewardSpec, tuple[ImageSize, ...]], None]
 
 
 class SourceConfig(BaseModel):
@@ -69,15 +72,16 @@ class Loaded:
     quarantined: list[QuarantinedRow]
 
 
-def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Callable[[RewardSpec], None]) -> Loaded:
+def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Check) -> Loaded:
     """Read and validate every row of a source, in the order of file names and rows.
 
     Args:
         config: the source.
         preset: goes into every RewardSpec.
         base: the folder that `config.path` is relative to.
-        check: raises UserError if the verifier is unknown or cannot judge by this specification. File and row are
-            added here.
+        check: raises UserError if the verifier is unknown or cannot judge by this specification, pictures of these
+            sizes given. How the model's processor will resize them is not known yet: the original size stands in.
+            File and row are added here.
 
     Raises:
         UserError: no such file, a damaged file, no rows; or bad rows, unless `config.on_bad_row` is `quarantine`.
@@ -316,19 +320,18 @@ _PANDAS_INDEX = "__index_level_"
 _KNOWN_COLUMNS = ("images", *_Row.model_fields)
 
 
-def _sample(raw: _RawRow, config: SourceConfig, preset: Preset, check: Callable[[RewardSpec], None]) -> Sample:
+def _sample(raw: _RawRow, config: SourceConfig, preset: Preset, check: Check) -> Sample:
     try:
         row = _parsed(raw.fields)
         _check_marks(row, len(raw.images))
         reward = _reward(row.reward_model, config, preset)
+        sizes = tuple(ImageSize(size, size) for size in (image.check() for image in raw.images))
         try:
-            check(reward)
+            check(reward, sizes)
         except UserError as error:
             raise _RowError(f"reward_model: {error}") from error
     except _RowError as error:
         raise UserError(f"{raw.where}: {error}") from error
-    for image in raw.images:
-        image.check()
     return Sample(
         id=raw.id,
         source=config.name or row.data_source,

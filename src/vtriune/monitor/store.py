@@ -46,7 +46,7 @@ from vtriune.monitor.runs import (
     rollout_files,
 )
 from vtriune.monitor.versions import versions
-from vtriune.types import JudgedGroup, Progress, Sample, UserError
+from vtriune.types import JudgedGroup, Progress, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -164,10 +164,9 @@ class RunStore:
         groups: dict[Decoding, Sequence[JudgedGroup]] = {"sampled": sampled, "greedy": greedy}
         write_rollouts(rollout_file(self.folder, "eval", step), step, progress, groups)
 
-    def quarantine(self, step: int, sample: Sample, reason: str) -> None:
-        """Note that `sample` was set aside while step `step` was prepared."""
-        row = {"step": step, "source": sample.source, "sample": sample.id, "reason": valid_text(reason)}
-        append_row(self.folder / "quarantine.jsonl", row)
+    def quarantine(self, step: int, row_id: str, reason: str) -> None:
+        """Note that a row was set aside while step `step` was prepared; 0: when the data was read."""
+        append_row(self.folder / "quarantine.jsonl", {"step": step, "sample": row_id, "reason": valid_text(reason)})
 
     def finish(self, summary: Summary) -> None:
         """Store what the run reached and call it finished."""

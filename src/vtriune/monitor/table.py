@@ -214,10 +214,10 @@ def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -
 
 
 def _quarantined(folder: Path) -> Iterable[Text]:
-    counts = Counter(str(row.get("source")) for row in read_rows(folder / "quarantine.jsonl"))
+    counts = Counter(str(row.get("sample")).rpartition("#")[0] for row in read_rows(folder / "quarantine.jsonl"))
     if counts:
         listed = ", ".join(f"{source} {count}" for source, count in sorted(counts.items()))
-        yield _plain(f"set aside during training (quarantine.jsonl): {listed}")
+        yield _plain(f"rows set aside (quarantine.jsonl): {listed}")
 
 
 def _evaluations(folder: Path) -> Iterable[RenderableType]:

@@ -1,0 +1,239 @@
+"""The command `vtriune`: parses, calls, prints. Nothing is computed here; heavy rooms are imported when needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, get_args
+
+import orjson
+import typer
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
+
+MAX_LINE = 4_000_000
+"""Characters of one line of a JSONL file; a longer one is refused."""
+
+app = typer.Typer(
+    help="One RL to see them all: train a vision-language model on reasoning and perception in one run.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+runs_app = typer.Typer(help="Look at runs: finished, running, stopped or damaged.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
+
+def _console() -> Console:
+    # Output into a file is 80 columns for rich, which would fold the tables.
+    return Console() if sys.stdout.isatty() else Console(width=110)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe, e.g. recipes/demo.yaml.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Changes to it, e.g. steps=20 rollout.temperature=0.9 (values are YAML).")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<name of the recipe>.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with the run in this folder from its last checkpoint; no RECIPE then.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in the run folder first.")] = False,
+) -> None:
+    """Train a model as a recipe says, and print what each source learned.
+
+    Everything goes into the run folder: metrics.jsonl, rollouts, TensorBoard files, checkpoints, summary.json.
+    Ctrl-C stops after the current step and leaves a run that --resume continues.
+
+    [bold]vtriune train recipes/demo.yaml seed=1 --out runs/demo-1[/bold]
+    [bold]vtriune train --resume runs/demo-1[/bold]
+    """
+    from vtriune.recipe import load_recipe  # noqa: PLC0415
+    from vtriune.session import Interrupted  # noqa: PLC0415
+    from vtriune.train import train as run  # noqa: PLC0415
+
+    console = _console()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
+    if (recipe is None) == (resume is None):
+        raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
+    if resume is not None:
+        loaded, folder = load_recipe(resume / "recipe.yaml"), resume
+    elif recipe is not None:
+        loaded, folder = load_recipe(recipe, overrides or []), out or Path("runs") / recipe.stem
+    try:
+        run(loaded, folder, console, resume=resume is not None, replace=replace)
+    except Interrupted as stop:
+        console.print(str(stop), markup=False)
+        raise typer.Exit(130) from None
+
+
+class _JudgedLine(BaseModel):
+    """One line of a JSONL file for `vtriune judge`; names as in the released schema."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    response: str
+    ground_truth: str
+    verifier: str
+    verifier_parm: dict[str, JsonValue] = {}
+    accuracy_ratio: float = 1.0
+    format_ratio: float = 0.0
+    image_size: tuple[int, int] | None = Field(None, description="Width and height in pixels, for absolute boxes.")
+
+
+@app.command()
+def judge(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="JSON Lines with response and ground_truth, and where wanted verifier, verifier_parm, "
+            "accuracy_ratio, format_ratio, image_size."
+        ),
+    ] = None,
+    response: Annotated[str | None, typer.Option(help="One answer, instead of a file.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Its reference answer.")] = None,
+    verifier: Annotated[str, typer.Option(help="For lines that name none.")] = "mathverify",
+    parameters: Annotated[str, typer.Option(help="verifier_parm as JSON, for lines that have none.")] = "{}",
+    preset: Annotated[str, typer.Option(help="paper, official_code or modern.")] = "modern",
+    progress: Annotated[
+        float | None,
+        typer.Option(help="Judge as in training at this progress (0 to 1); default: as a test.", min=0, max=1),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON verdict per line instead of a table.")] = False,
+) -> None:
+    """Try a reward: judge one answer, or a file of answers, against gold.
+
+    [bold]vtriune judge --response 'So it is \\boxed{1/2}.' --gold 0.5[/bold]
+    [bold]vtriune judge answers.jsonl --preset official_code --json[/bold]
+    """
+    from vtriune.reward.judge import JudgeItem  # noqa: PLC0415
+    from vtriune.reward.pool import JudgePool  # noqa: PLC0415
+
+    if preset not in get_args(Preset):
+        raise UserError(f"--preset {preset}: is none of {', '.join(get_args(Preset))}")
+    try:
+        defaults = {"verifier": verifier, "verifier_parm": orjson.loads(parameters)}
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"--parameters: is not JSON ({error})") from error
+    if file is not None and response is None and gold is None:
+        lines = _read_lines(file, defaults)
+    elif file is None and response is not None and gold is not None:
+        lines = [_line({"response": response, "ground_truth": gold}, defaults, "the command line")]
+    else:
+        raise UserError("give a FILE, or both --response and --gold")
+    at = Progress(0, 1, "test") if progress is None else Progress(round(progress * 1e6), 10**6, "train")
+    items = [
+        JudgeItem(
+            line.response,
+            RewardSpec(
+                line.verifier,
+                line.ground_truth,
+                line.accuracy_ratio,
+                line.format_ratio,
+                line.verifier_parm,
+                preset,  # type: ignore[arg-type]
+            ),
+            at,
+            () if line.image_size is None else (ImageSize(line.image_size, line.image_size),),
+        )
+        for line in lines
+    ]
+    with JudgePool() as pool:
+        verdicts = pool.submit(items).result()
+    if as_json:
+        for verdict in verdicts:
+            sys.stdout.write(orjson.dumps(verdict).decode() + "\n")
+    else:
+        _console().print(_verdict_table(lines, verdicts))
+    if any(verdict.status is not Status.SCORED for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+def _read_lines(file: Path, defaults: dict[str, JsonValue]) -> list[_JudgedLine]:
+    lines = []
+    try:
+        with file.open(encoding="utf-8") as stream:
+            for number, text in enumerate(stream, start=1):
+                where = f"{file} line {number}"
+                if len(text) > MAX_LINE:
+                    raise UserError(f"{where}: is longer than {MAX_LINE} characters; split it up")
+                if text.strip():
+                    try:
+                        fields = json.loads(text)
+                    except json.JSONDecodeError as error:
+                        raise UserError(f"{where}: is not JSON ({error}); write one object a line") from error
+                    lines.append(_line(fields, defaults, where))
+    except OSError as error:
+        raise UserError(f"{file}: can't be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if not lines:
+        raise UserError(f"{file}: holds no lines")
+    return lines
+
+
+def _line(fields: object, defaults: dict[str, JsonValue], where: str) -> _JudgedLine:
+    if not isinstance(fields, dict):
+        raise UserError(f"{where}: is not a JSON object")
+    try:
+        return _JudgedLine.model_validate(defaults | fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
+    shown = 50
+    table = Table("answer", "gold", "status", "reward", "correct", "parts and reason", expand=False)
+    for line, verdict in list(zip(lines, verdicts, strict=True))[:shown]:
+        parts = {"accuracy": verdict.accuracy, "format": verdict.format, **verdict.report}
+        notes = [f"{name} {value:.3g}" for name, value in parts.items() if value is not None]
+        notes += [verdict.reason] if verdict.reason else []
+        reward = "" if verdict.reward is None else f"{verdict.reward:.4g}"
+        cells = (line.response[-60:], line.ground_truth[-40:], verdict.status.value, reward)
+        table.add_row(*(Text(cell) for cell in (*cells, str(verdict.correct), ", ".join(notes))))
+    counts = Counter(verdict.status.value for verdict in verdicts)
+    rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
+    mean = f", mean reward {sum(rewards) / len(rewards):.4g}" if rewards else ""
+    more = f" (the first {shown} shown)" if len(lines) > shown else ""
+    table.caption = ", ".join(f"{count} {status}" for status, count in counts.items()) + mean + more
+    return table
+
+
+@runs_app.command("list")
+def runs_list(root: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = Path("runs")) -> None:
+    """List all runs below a folder, the latest first."""
+    from vtriune.monitor.table import runs_table  # noqa: PLC0415
+
+    _console().print(runs_table(root))
+
+
+@runs_app.command("show")
+def runs_show(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Show a run: where it stands, the latest figures per source, what was set aside, before and after."""
+    from vtriune.monitor.table import run_page  # noqa: PLC0415
+
+    _console().print(run_page(run))
+
+
+def main() -> None:
+    """Entry point: errors that the user can mend are one message, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The embedded engine's face: samples in, groups out; judged groups in, new weights out; save and load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForImageTextToText
+
+from vtriune.local.model import Encoded, ModelConfig, VisionLanguageModel
+from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
+from vtriune.local.update import Learner, Lesson, UpdateConfig
+from vtriune.types import Group, JudgedGroup, Sample, Status, UserError
+
+
+class LocalEngine:
+    """One model on one device. Everything random is drawn from (seed, step, sample), so there is no hidden state."""
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, update: UpdateConfig, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.vlm = VisionLanguageModel(model)
+        self.learner = Learner(self.vlm, update, rollout.temperature)
+        self.rollout = rollout
+        self.seed = seed
+        self._encoded: dict[str, Encoded] = {}
+
+    def encode(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[tuple[Sample, str]]]:
+        """Decode each picture once. Returns the samples that can be asked, and the others with the reason."""
+        good: list[Sample] = []
+        bad: list[tuple[Sample, str]] = []
+        self._encoded.clear()
+        for sample in samples:
+            try:
+                self._encoded[sample.id] = self.vlm.encode(sample)
+                good.append(sample)
+            except UserError as error:
+                bad.append((sample, str(error)))
+        return good, bad
+
+    def generate(self, samples: Sequence[Sample], step: int, group_size: int | None) -> Iterator[Group]:
+        """Answers to encoded samples, a group as soon as its batch is finished.
+
+        Args:
+            samples: as returned by `encode`.
+            step: training step; part of the seed.
+            group_size: answers per prompt; None for one greedy answer.
+        """
+        length = self.rollout.max_new_tokens
+        # Prompts of similar length are sampled together, so that little is padded.
+        ordered = sorted(samples, key=lambda sample: len(self._encoded[sample.id].ids))
+        for start in range(0, len(ordered), self.rollout.prompts_per_batch):
+            batch = ordered[start : start + self.rollout.prompts_per_batch]
+            prompts = [self._encoded[sample.id] for sample in batch]
+            draws = None
+            if group_size is not None:
+                draws = np.stack([uniforms(self.seed, step, sample.id, group_size, length) for sample in batch])
+            answers = generate(self.vlm, prompts, draws, max_new_tokens=length, temperature=self.rollout.temperature)
+            for sample, prompt, rollouts in zip(batch, prompts, answers, strict=True):
+                kept = tuple(remove_placeholders(rollout, self.vlm.placeholder_ids) for rollout in rollouts)
+                yield Group(sample, prompt.prompt, prompt.ids, prompt.sizes, kept)
+
+    def update(self, judged: Sequence[JudgedGroup], step: int, total_steps: int) -> dict[str, float]:
+        """Learn from the groups of one step; answers without a verdict are left out altogether."""
+        lessons: list[Lesson] = []
+        for one in judged:
+            kept = [k for k, verdict in enumerate(one.verdicts) if verdict.status is Status.SCORED]
+            rollouts = [one.group.rollouts[k] for k in kept]
+            if rollouts:
+                lessons.append(
+                    Lesson(
+                        self._encoded[one.group.sample.id],
+                        [rollout.token_ids for rollout in rollouts],
+                        [rollout.logprobs for rollout in rollouts],
+                        one.advantages[kept],
+                    )
+                )
+        return self.learner.update(lessons, step, total_steps)
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary transformers folder plus the optimizer's state."""
+        self.vlm.model.save_pretrained(folder)
+        self.vlm.tokenizer.save_pretrained(folder)
+        self.vlm.image_processor.save_pretrained(folder)
+        torch.save(
+            {"optimizer": self.learner.optimizer.state_dict(), "rng": torch.get_rng_state()}, folder / "optimizer.pt"
+        )
+
+    def load(self, folder: Path) -> None:
+        """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code."""
+        weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.vlm.model.dtype).state_dict()
+        self.vlm.model.load_state_dict(weights)
+        state = torch.load(folder / "optimizer.pt", map_location=self.vlm.device, weights_only=True)
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"].cpu())

@@ -1,0 +1,168 @@
+"""Loads a vision-language model, splits its parameters into parts and encodes prompts for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vtriune.types import ImageSize, Sample, UserError
+
+transformers.utils.logging.disable_progress_bar()  # the loop shows its own
+
+Part = Literal["vision", "connector", "llm"]
+PARTS: tuple[Part, ...] = ("vision", "connector", "llm")
+IMAGE_MARK = "<image>"
+
+
+class ModelConfig(BaseModel):
+    """Which model is trained, and where."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="A transformers folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU if there is one.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of weights and computation.")
+    freeze: list[Part] = Field(
+        ["vision", "connector"], description="Parts that are not trained; the paper freezes vision and connector (4)."
+    )
+    min_pixels: int | None = Field(None, description="Override of the image processor's lower bound.", ge=784)
+    max_pixels: int | None = Field(None, description="Override of the image processor's upper bound.", ge=784)
+
+
+def part_of(parameter: str) -> Part:
+    """Part of a parameter by its name: the merger(s) inside the vision tower are the connector.
+
+    >>> part_of("model.visual.merger.mlp.0.weight"), part_of("model.visual.blocks.0.attn.qkv.weight")
+    ('connector', 'vision')
+    >>> part_of("lm_head.weight")
+    'llm'
+    """
+    if ".visual." in parameter:
+        return "connector" if "merger" in parameter else "vision"
+    return "llm"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A sample as the model reads it."""
+
+    prompt: str
+    """The rendered chat template, one mark per picture."""
+    ids: np.ndarray
+    """(P,) int64, picture placeholders expanded."""
+    pixel_values: Tensor | None
+    """(patches, channels * time * patch * patch), None without pictures."""
+    grid_thw: Tensor | None
+    """(pictures, 3) patches in time, height, width."""
+    sizes: tuple[ImageSize, ...]
+
+
+class VisionLanguageModel:
+    """A model with its tokenizer and image processor, frozen as configured, on its device."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        if not (Path(config.path) / "config.json").is_file():
+            raise UserError(f"model.path: {config.path} is not a transformers folder (it has no config.json)")
+        self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+        if config.device == "cuda" and self.device.type == "cpu":
+            raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        self.tokenizer = AutoTokenizer.from_pretrained(config.path)
+        bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+            config.path, **{name: value for name, value in bounds.items() if value is not None}
+        )
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
+        )
+        self.model: Any = model.to(self.device).eval()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(part_of(name) not in config.freeze)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UserError(f"model.freeze: {config.freeze} freezes every part; take at least one out, usually llm")
+        self.placeholder_ids = (self.model.config.image_token_id, self.model.config.video_token_id)
+        self.image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        eos = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        self.eos_ids: tuple[int, ...] = tuple(eos) if isinstance(eos, list) else (eos,)
+        self.pad_id: int = self.tokenizer.pad_token_id
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Decode the pictures once and render the prompt.
+
+        Raises:
+            UserError: a picture is missing or corrupt.
+        """
+        pictures = [image.load() for image in sample.images]
+        pixel_values = grid_thw = None
+        sizes: tuple[ImageSize, ...] = ()
+        tokens_per_picture: list[int] = []
+        if pictures:
+            features = self.image_processor(images=pictures, return_tensors="pt")
+            pixel_values, grid_thw = features["pixel_values"], features["image_grid_thw"]
+            tokens_per_picture = (grid_thw.prod(-1) // self.image_processor.merge_size**2).tolist()
+            patch = self.image_processor.patch_size
+            sizes = tuple(
+                ImageSize(picture.size, (int(width) * patch, int(height) * patch))
+                for picture, (_, height, width) in zip(pictures, grid_thw, strict=True)
+            )
+        messages = [{"role": turn.role, "content": _parts(turn.content)} for turn in sample.messages]
+        prompt: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        pieces = prompt.split(self.image_token)
+        if len(pieces) != len(pictures) + 1:
+            raise UserError(f"{sample.id}: the prompt shows {len(pieces) - 1} pictures, the row holds {len(pictures)}")
+        expanded = pieces[0] + "".join(
+            self.image_token * count + piece for count, piece in zip(tokens_per_picture, pieces[1:], strict=True)
+        )
+        ids = np.array(self.tokenizer.encode(expanded, add_special_tokens=False), dtype=np.int64)
+        return Encoded(prompt, ids, pixel_values, grid_thw, sizes)
+
+    def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[dict[str, Any], Tensor]:
+        """Left-padded inputs of a batch of prompts, and each one's first free position: (B,).
+
+        Position ids are given explicitly: without them transformers keeps state on the model, or falls back to
+        one-dimensional positions without a word.
+        """
+        length = max(len(prompt.ids) for prompt in prompts)
+        ids = torch.full((len(prompts), length), self.pad_id)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, length - len(prompt.ids) :] = torch.from_numpy(prompt.ids)
+            mask[row, length - len(prompt.ids) :] = 1
+        grids = [prompt.grid_thw for prompt in prompts if prompt.grid_thw is not None]
+        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        grid_thw = torch.cat(grids) if grids else None
+        types = (ids == self.placeholder_ids[0]).long()
+        positions, _ = self.model.model.get_rope_index(
+            ids, mm_token_type_ids=types, image_grid_thw=grid_thw, attention_mask=mask
+        )
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        if grid_thw is not None:
+            inputs |= {"pixel_values": torch.cat(pixels), "image_grid_thw": grid_thw}
+        inputs = {name: value.to(self.device) for name, value in inputs.items()}
+        return inputs, inputs["position_ids"].amax(dim=(0, 2)) + 1
+
+    def logits(self, hidden: Tensor, temperature: float) -> Tensor:
+        """(N, H) -> (N, V) float32 logits of the sampling policy: placeholders are never part of it."""
+        logits: Tensor = self.model.lm_head(hidden).float()
+        logits[:, list(self.placeholder_ids)] = -torch.inf
+        return logits / temperature
+
+
+def _parts(content: str) -> list[dict[str, str]]:
+    """A message's text with `<image>` marks as the list of parts that chat templates expect."""
+    parts: list[dict[str, str]] = []
+    for k, text in enumerate(content.split(IMAGE_MARK)):
+        if k:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return parts

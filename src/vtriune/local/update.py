@@ -1,0 +1,200 @@
+"""One policy update: log-probs of a group's answers over their shared prompt, the loss, the optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import DynamicCache
+
+from vtriune.grpo.loss import clip_higher
+from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
+
+
+class UpdateConfig(BaseModel):
+    """The optimizer and the objective (5.1.2)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    learning_rate: float | dict[Part, float] = Field(
+        1e-6, description="One rate, or one per part, e.g. {llm: 1e-6, connector: 1e-7}."
+    )
+    warmup_ratio: float = Field(0.05, ge=0, le=1, description="Share of all steps with a rising rate; constant after.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Of AdamW.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this total norm.")
+    prompts_per_update: int | None = Field(
+        None, ge=1, description="Prompts of one optimizer step; null: all of a step's prompts at once (on-policy)."
+    )
+    epsilon_low: float = Field(0.2, gt=0, lt=1, description="Ratio clipped below at 1 - epsilon_low (eq. 1).")
+    epsilon_high: float = Field(0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1).")
+    tokens_per_batch: int = Field(
+        65_536, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the update learns from one group: only answers with a verdict are in it."""
+
+    prompt: Encoded
+    token_ids: list[np.ndarray]
+    """R arrays of (T_i,) int64."""
+    old_logprobs: list[np.ndarray]
+    """R arrays of (T_i,) float32."""
+    advantages: np.ndarray
+    """(R,)"""
+
+    @property
+    def tokens(self) -> int:
+        """Number of response tokens: what the loss is divided by."""
+        return sum(len(ids) for ids in self.token_ids)
+
+    @property
+    def longest(self) -> int:
+        """Length of the longest answer."""
+        return max(len(ids) for ids in self.token_ids)
+
+
+def response_logprobs(
+    vlm: VisionLanguageModel, prompts: Sequence[Encoded], answers: Sequence[Sequence[np.ndarray]], temperature: float
+) -> Tensor:
+    """log pi of every response token, all answers one after the other: (N,) float32, with gradient.
+
+    Each prompt runs once. Its KV cache feeds all of its answers, and gradients flow back through it, so the result
+    and the gradients equal those of running prompt + answer for each answer.
+    """
+    counts = torch.tensor([len(group) for group in answers], device=vlm.device)
+    flat = [ids for group in answers for ids in group]
+    length = max(len(ids) for ids in flat)
+    tokens = torch.full((len(flat), length), vlm.pad_id)
+    mask = torch.zeros_like(tokens)
+    for row, ids in enumerate(flat):
+        tokens[row, : len(ids)] = torch.from_numpy(ids)
+        mask[row, : len(ids)] = 1
+    tokens, mask = tokens.to(vlm.device), mask.to(vlm.device)
+
+    inputs, next_position = vlm.prompt_inputs(prompts)
+    cache = DynamicCache(config=vlm.model.config)
+    prefix = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+    owner = torch.repeat_interleave(counts)  # (rows,) prompt of each answer
+    hidden = prefix[owner][:, None]
+    if length > 1:
+        cache.batch_select_indices(owner)
+        steps = torch.arange(length - 1, device=vlm.device)
+        rest = vlm.model.model.language_model(
+            inputs_embeds=vlm.model.get_input_embeddings()(tokens[:, :-1]),
+            attention_mask=torch.cat([inputs["attention_mask"][owner], mask[:, :-1]], 1),
+            position_ids=(next_position[owner][:, None] + steps).expand(3, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        hidden = torch.cat([hidden, rest], 1)
+    chosen = mask.bool()
+    logits = vlm.logits(hidden[chosen], temperature)
+    return torch.log_softmax(logits, -1).gather(-1, tokens[chosen][:, None])[:, 0]
+
+
+def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
+    """Lessons of similar length together, each batch within the budget of padded tokens."""
+    batch: list[Lesson] = []
+    for lesson in sorted(lessons, key=lambda lesson: (lesson.longest, len(lesson.prompt.ids))):
+        grown = [*batch, lesson]
+        prompt = max(len(one.prompt.ids) for one in grown)
+        rows = sum(len(one.token_ids) for one in grown)
+        if batch and len(grown) * prompt + rows * lesson.longest > budget:
+            yield batch
+            batch = [lesson]
+        else:
+            batch = grown
+    if batch:
+        yield batch
+
+
+class Learner:
+    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state."""
+
+    def __init__(self, vlm: VisionLanguageModel, config: UpdateConfig, temperature: float) -> None:
+        self.vlm, self.config, self.temperature = vlm, config, temperature
+        parameters: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
+        for name, parameter in vlm.model.named_parameters():
+            if parameter.requires_grad:
+                parameters[part_of(name)].append(parameter)
+        self.parameters = {part: list_ for part, list_ in parameters.items() if list_}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list_, "part": part} for part, list_ in self.parameters.items()],
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+
+    def learning_rate(self, part: Part, step: int, total_steps: int) -> float:
+        """Linear warm-up over `warmup_ratio` of all steps, then constant."""
+        base = self.config.learning_rate
+        rate = base.get(part, 0.0) if isinstance(base, dict) else base
+        return rate * min(1.0, (step + 1) / max(1.0, self.config.warmup_ratio * total_steps))
+
+    def update(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
+        """All optimizer steps of one rollout batch.
+
+        Returns:
+            loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
+            first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over optimizer steps.
+        """
+        size = self.config.prompts_per_update or max(1, len(lessons))
+        chunks = [lessons[k : k + size] for k in range(0, len(lessons), size)]
+        figures: list[dict[str, float]] = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
+        if not figures:
+            return {}
+        means = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
+        return means | {"logprob_gap": figures[0]["logprob_gap"], "optimizer_steps": float(len(figures))}
+
+    def _optimizer_step(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
+        tokens = sum(lesson.tokens for lesson in lessons)
+        loss, clipped, gap = 0.0, 0.0, 0.0
+        # A group without spread has advantages of 0, hence no gradient: its tokens count, its forward pass is saved.
+        learning = [lesson for lesson in lessons if lesson.advantages.any()]
+        for batch in micro_batches(learning, self.config.tokens_per_batch):
+            logprobs = response_logprobs(
+                self.vlm, [one.prompt for one in batch], [one.token_ids for one in batch], self.temperature
+            )
+            old = torch.from_numpy(np.concatenate([lp for one in batch for lp in one.old_logprobs]))
+            lengths = [len(ids) for one in batch for ids in one.token_ids]
+            weights = np.repeat(np.concatenate([one.advantages for one in batch]), lengths)
+            surrogate = clip_higher(
+                logprobs,
+                old.to(logprobs),
+                torch.from_numpy(weights).to(logprobs),
+                epsilon_low=self.config.epsilon_low,
+                epsilon_high=self.config.epsilon_high,
+            )
+            (surrogate.loss / tokens).backward()  # type: ignore[no-untyped-call]
+            loss += surrogate.loss.item() / tokens
+            clipped += surrogate.clipped.item() / tokens
+            gap = max(gap, surrogate.ratio_gap.item())
+        norms = {part: _norm(parameters) for part, parameters in self.parameters.items()}
+        total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+        if total > self.config.max_grad_norm:
+            for parameter in (one for list_ in self.parameters.values() for one in list_):
+                if parameter.grad is not None:
+                    parameter.grad.mul_(self.config.max_grad_norm / total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(group["part"], step, total_steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": loss,
+            "clip_fraction": clipped,
+            "logprob_gap": gap,
+            "grad_norm": total,
+            **{f"grad_norm_{part}": norm for part, norm in norms.items()},
+            **{f"learning_rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups},
+        }
+
+
+def _norm(parameters: Sequence[Tensor]) -> float:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

@@ -1,0 +1,165 @@
+"""The typed recipe: one YAML file that says all of a run. Components own their sections; cross-field rules are here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vtriune.data.sources import SourceConfig
+from vtriune.local.model import ModelConfig
+from vtriune.local.rollout import RolloutConfig
+from vtriune.local.update import UpdateConfig
+from vtriune.types import Preset, UserError
+
+
+class DataConfig(BaseModel):
+    """What is asked."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train: list[SourceConfig] = Field(description="Training sources, mixed by their weights.", min_length=1)
+    test: list[SourceConfig] = Field(description="Held-out sources.", min_length=1)
+    prompt_pool: bool = Field(
+        True, description="Add one of 10 x 10 instruction pairs to math-verified prompts; tests always get the first."
+    )
+
+
+class RewardConfig(BaseModel):
+    """How answers are judged."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preset: Preset = Field("modern", description="Definition of the rewards: paper, official_code or modern.")
+    workers: int = Field(2, ge=1, description="Judge processes.")
+    cpu_limit: float = Field(2.0, gt=0, description="Seconds of CPU time per answer; beyond it the answer scores 0.")
+
+
+class EvaluationConfig(BaseModel):
+    """Held-out evaluation: before training, every so many steps and after it; greedy and sampled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int | None = Field(None, ge=1, description="Steps between evaluations; null: only before and after.")
+    samples_between: int | None = Field(
+        None, ge=1, description="Prompts per source of the evaluations in between; null: all of them."
+    )
+    responses_per_prompt: int = Field(8, ge=1, description="Answers sampled per prompt, beside the greedy one.")
+    prompts_per_chunk: int = Field(128, ge=1, description="Prompts evaluated at a time; bounds memory.")
+
+
+class CheckpointConfig(BaseModel):
+    """When the run can be resumed from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    every: int = Field(50, ge=1, description="Steps between checkpoints; there is always one at the end.")
+    keep: int = Field(2, ge=1, description="How many of the latest are kept.")
+
+
+class Recipe(BaseModel):
+    """All of a run. Relative paths start from `base`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base: Path = Field(description="Folder that relative paths start from; default: the folder of the recipe.")
+    seed: int = Field(0, ge=0, description="Of mixing, prompt pool and sampling.")
+    steps: int = Field(ge=1, description="Training steps: each samples one batch of prompts and learns from it.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the engine; null: torch decides.")
+    model: ModelConfig
+    data: DataConfig
+    reward: RewardConfig = RewardConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    update: UpdateConfig = UpdateConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        rates = self.update.learning_rate
+        if isinstance(rates, dict):
+            for part in rates:
+                if part in self.model.freeze:
+                    raise ValueError(
+                        f"update.learning_rate: {part} has a rate but is frozen; take it out of model.freeze or here"
+                    )
+        per_update = self.update.prompts_per_update
+        if per_update is not None and per_update > self.rollout.prompts_per_step:
+            raise ValueError(
+                f"update.prompts_per_update: {per_update} is more than a step samples; "
+                f"lower it to rollout.prompts_per_step ({self.rollout.prompts_per_step}) or leave it out"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `section.key=value` overrides, whose values are YAML.
+
+    Raises:
+        UserError: the file is missing or no YAML; a key is unknown or its value invalid.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror}); give the path of a recipe") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not YAML: {error}") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys; see recipes/ for examples")
+    fields.setdefault("base", str(path.resolve().parent))
+    for override in overrides:
+        _override(fields, override)
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {_explain(problem)}" for problem in error.errors())) from error
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    name, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f'"{override}": write overrides as section.key=value, e.g. rollout.temperature=0.9')
+    *sections, key = name.split(".")
+    for section in sections:
+        fields = fields.setdefault(section, {})
+        if not isinstance(fields, dict):
+            raise UserError(f'"{override}": {section} is no section; lists are changed in the file')
+    try:
+        fields[key] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f'"{override}": the value is not YAML: {error}') from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f'did you mean "{close[0]}"?' if close else f"known keys: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{where}: is missing; add it"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    return f"{where}: {problem['msg']}, not {problem['input']!r}"
+
+
+def _known_keys(location: Sequence[int | str]) -> list[str]:
+    """Keys of the section at `location`, by walking the models as pydantic did."""
+    model: Any = Recipe
+    for part in location:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            inner = getattr(annotation, "__args__", (annotation,))
+            model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)

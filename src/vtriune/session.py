@@ -1,0 +1,179 @@
+"""What a run needs before and beside its loop: checked data, judged answers, held-out evaluation, a polite Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from vtriune.data.mixture import Mixture
+from vtriune.data.prompts import with_fixed_prompt
+from vtriune.data.sources import QuarantinedRow, SourceConfig, load_samples, mixture_weights
+from vtriune.grpo.advantages import advantages
+from vtriune.local.engine import LocalEngine
+from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
+from vtriune.recipe import Recipe
+from vtriune.reward.judge import JudgeItem
+from vtriune.reward.pool import JudgePool
+from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, Status, UserError
+
+RESERVED_SOURCE = "all"
+EVALUATION_SEED_STEP = -1
+"""Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything that is asked in a run, checked; and its place in it, as JSON values."""
+
+    mixture: Mixture
+    test: list[Sample]
+    set_aside: list[QuarantinedRow]
+    """Rows that were found to be bad when they were read."""
+    unreadable_tests: list[str] = field(default_factory=list)
+    """Ids of held-out rows that were found to be bad later."""
+
+    def first_tests(self, limit: int | None) -> list[Sample]:
+        """The first `limit` held-out samples of each source; None: all."""
+        seen: Counter[str] = Counter()
+        chosen = []
+        for sample in self.test:
+            seen[sample.source] += 1
+            if limit is None or seen[sample.source] <= limit:
+                chosen.append(sample)
+        return chosen
+
+    def remove_test(self, sample_id: str) -> None:
+        """Never evaluate this sample again."""
+        self.unreadable_tests.append(sample_id)
+        self.test[:] = [sample for sample in self.test if sample.id != sample_id]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on from here."""
+        return {"mixture": self.mixture.state_dict(), "unreadable_tests": self.unreadable_tests}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken. Raises UserError if the data has changed since."""
+        self.mixture.load_state_dict(state["mixture"])
+        for sample_id in state["unreadable_tests"]:
+            self.remove_test(sample_id)
+
+
+def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
+    """Read all sources; each row's reward is tried out in a judge process, where hostile gold can do no harm.
+
+    Raises:
+        UserError: what is wrong with the first source that can't be used, row by row.
+    """
+    nowhere = Progress(step=0, total_steps=recipe.steps, split="test")
+
+    def check(spec: RewardSpec, sizes: tuple[ImageSize, ...]) -> None:
+        verdict = judge.submit([JudgeItem("", spec, nowhere, sizes)]).result()[0]
+        if verdict.status is not Status.SCORED:
+            raise UserError(verdict.reason)
+
+    set_aside: list[QuarantinedRow] = []
+
+    def load(config: SourceConfig) -> list[Sample]:
+        loaded = load_samples(config, preset=recipe.reward.preset, base=recipe.base, check=check)
+        set_aside.extend(loaded.quarantined)
+        for sample in loaded.samples:
+            if sample.source == RESERVED_SOURCE:
+                raise UserError(f'{sample.id}: data_source "{RESERVED_SOURCE}" is reserved; set `name` for this source')
+        return loaded.samples
+
+    train = [load(config) for config in recipe.data.train]
+    test = [sample for config in recipe.data.test for sample in load(config)]
+    if recipe.data.prompt_pool:
+        test = [with_fixed_prompt(sample) for sample in test]
+    return RunData(Mixture(train, mixture_weights(recipe.data.train), seed=recipe.seed), test, set_aside)
+
+
+def ask_and_judge(
+    engine: LocalEngine,
+    judge: JudgePool,
+    samples: Sequence[Sample],
+    *,
+    seed_step: int,
+    progress: Progress,
+    group_size: int | None,
+) -> list[JudgedGroup]:
+    """Answers to encoded samples with their verdicts. A group is judged while the next ones are sampled."""
+    pending = []
+    for group in engine.generate(samples, seed_step, group_size):
+        items = [JudgeItem(one.text, group.sample.reward, progress, group.image_sizes) for one in group.rollouts]
+        pending.append((group, judge.submit(items)))
+    judged = []
+    for group, future in pending:
+        verdicts = tuple(future.result())
+        judged.append(JudgedGroup(group, verdicts, advantages([verdict.reward for verdict in verdicts])))
+    return judged
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedEvaluation:
+    """All answers of a held-out evaluation."""
+
+    sampled: list[JudgedGroup]
+    greedy: list[JudgedGroup]
+
+    @property
+    def scores(self) -> Evaluation:
+        """Scores per source."""
+        return Evaluation(evaluate_metrics(self.sampled), evaluate_metrics(self.greedy))
+
+
+def evaluate(
+    recipe: Recipe,
+    engine: LocalEngine,
+    judge: JudgePool,
+    samples: Sequence[Sample],
+    *,
+    progress: Progress,
+    advance: Callable[[int], None],
+) -> tuple[JudgedEvaluation, list[tuple[Sample, str]]]:
+    """Ask all samples, chunk by chunk, decoupled from training: sampled and greedy, thresholds and prompts fixed.
+
+    Returns:
+        The answers, and the samples that could not be asked, each with the reason.
+    """
+    result, bad = JudgedEvaluation([], []), []
+    size = recipe.evaluation.prompts_per_chunk
+    for start in range(0, len(samples), size):
+        good, unreadable = engine.encode(samples[start : start + size])
+        bad.extend(unreadable)
+        for groups, count in ((result.sampled, recipe.evaluation.responses_per_prompt), (result.greedy, None)):
+            groups.extend(
+                ask_and_judge(engine, judge, good, seed_step=EVALUATION_SEED_STEP, progress=progress, group_size=count)
+            )
+        advance(len(samples[start : start + size]))
+    return result, bad
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
+    """Training was stopped by Ctrl-C, with a checkpoint."""
+
+
+@contextmanager
+def polite_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the loop to stop after its step; a second one stops at once. Yields whether it was asked."""
+    asked = False
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        console.print("Stopping after this step, with a checkpoint. Ctrl-C again stops at once.", style="yellow")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

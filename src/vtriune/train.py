@@ -1,0 +1,168 @@
+"""The loop: mix, sample, judge, learn, report. It joins the rooms and computes nothing itself."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from vtriune.data.prompts import with_prompt_pool
+from vtriune.local.checkpoint import read_latest, write_checkpoint
+from vtriune.local.engine import LocalEngine
+from vtriune.monitor.evaluation import evaluation_figures, summarize
+from vtriune.monitor.metrics import source_metrics
+from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.runs import holds_run, rollout_file
+from vtriune.monitor.store import RunStore
+from vtriune.monitor.table import before_after_table, step_line
+from vtriune.monitor.tensorboard import TensorBoard, Unfailing
+from vtriune.recipe import Recipe
+from vtriune.reward.pool import JudgePool
+from vtriune.session import Interrupted, RunData, ask_and_judge, evaluate, load_data, polite_interrupt
+from vtriune.types import Progress
+
+
+def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
+    """Run a recipe from start to end, or go on from the last checkpoint in `folder`.
+
+    Raises:
+        UserError: the recipe, the data, the model or the folder can't be used.
+        Interrupted: Ctrl-C; the run can be resumed.
+    """
+    if recipe.threads:
+        torch.set_num_threads(recipe.threads)
+    threads = torch.get_num_threads()
+    with JudgePool(recipe.reward.workers, recipe.reward.cpu_limit) as judge:
+        with console.status("Reading and checking the data"):
+            data = load_data(recipe, judge)
+        with console.status("Loading the model"):
+            engine = LocalEngine(recipe.model, recipe.rollout, recipe.update, recipe.seed)
+        first = 0
+        if resume:
+            checkpoint, state = read_latest(folder / "checkpoints")
+            engine.load(checkpoint)
+            data.load_state_dict(state["data"])
+            first = state["step"]
+            store = RunStore.resume(folder, step=first, threads=threads)
+        else:
+            if replace and holds_run(folder):
+                shutil.rmtree(folder)
+            store = RunStore.create(
+                folder, recipe=recipe.model_dump(mode="json"), total_steps=recipe.steps, threads=threads
+            )
+        tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first if resume else None))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        try:
+            with store, Bars(*columns, console=console) as bars:
+                _Run(recipe, data, engine, judge, store, tracker, console, bars).go(first)
+        finally:
+            tracker.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    recipe: Recipe
+    data: RunData
+    engine: LocalEngine
+    judge: JudgePool
+    store: RunStore
+    tracker: Unfailing
+    console: Console
+    bars: Bars
+
+    def go(self, first: int) -> None:
+        """All steps from `first` on, with evaluations and checkpoints between them."""
+        total, every = self.recipe.steps, self.recipe.evaluation.every
+        with polite_interrupt(self.console) as asked_to_stop:
+            if first == 0:
+                for row in self.data.set_aside:
+                    self.store.quarantine(0, row.id, row.reason)
+                self.evaluate(0)
+                self.save(0)
+            bar, began = self.bars.add_task("training", total=total, completed=first), time.monotonic()
+            for done in range(first + 1, total + 1):
+                figures = self.step(done - 1)
+                self.bars.update(bar, completed=done)
+                left = (time.monotonic() - began) / (done - first) * (total - done)
+                self.console.print(step_line(done, total, figures, left))
+                if done == total or (every and done % every == 0):
+                    self.evaluate(done)
+                stopping = asked_to_stop() and done < total
+                if done == total or stopping or done % self.recipe.checkpoint.every == 0:
+                    self.save(done)
+                if stopping:
+                    raise Interrupted(f"Stopped after step {done}. Go on: vtriune train --resume {self.store.folder}")
+        self.finish()
+
+    def step(self, step: int) -> dict[str, float]:
+        """Mix, sample, judge, learn. Returns the step's figures."""
+        recipe, began = self.recipe, time.monotonic()
+        # A small source can come round twice in a batch; a row is asked once a step.
+        draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(recipe.rollout.prompts_per_step)}
+        samples, bad = self.engine.encode(
+            [
+                with_prompt_pool(draw.sample, draw.epoch, recipe.seed) if recipe.data.prompt_pool else draw.sample
+                for draw in draws.values()
+            ]
+        )
+        for sample, reason in bad:
+            self.data.mixture.remove(sample.id)
+            self.set_aside(step + 1, sample.id, reason)
+        progress = Progress(step, recipe.steps, "train")
+        size = recipe.rollout.responses_per_prompt
+        judged = ask_and_judge(self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size)
+        sampled = time.monotonic()
+        learned = self.engine.update(judged, step, recipe.steps)
+        figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
+        timing = {"rollout_s": sampled - began, "update_s": time.monotonic() - sampled}
+        self.store.write_rollouts(step + 1, judged, progress)
+        self.store.log(step + 1, "train", figures, timing)
+        self.tracker.write(step + 1, "train", figures)
+        return figures
+
+    def evaluate(self, done: int) -> None:
+        """Held-out evaluation after `done` steps: whole at first and at last, as the recipe says in between."""
+        between = 0 < done < self.recipe.steps
+        samples = self.data.first_tests(self.recipe.evaluation.samples_between) if between else self.data.test
+        progress = Progress(done, self.recipe.steps, "test")
+        bar = self.bars.add_task(f"evaluation after {done} steps", total=len(samples))
+        answers, bad = evaluate(
+            self.recipe,
+            self.engine,
+            self.judge,
+            samples,
+            progress=progress,
+            advance=lambda count: self.bars.advance(bar, count),
+        )
+        self.bars.remove_task(bar)
+        for sample, reason in bad:
+            self.data.remove_test(sample.id)
+            self.set_aside(done, sample.id, reason)
+        figures = evaluation_figures(answers.scores)
+        self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
+        self.store.log(done, "eval", figures)
+        self.tracker.write(done, "eval", figures)
+
+    def set_aside(self, step: int, row_id: str, reason: str) -> None:
+        """A row turned out bad: note it, say it, go on without it."""
+        self.store.quarantine(step, row_id, reason)
+        self.console.print(f"set aside: {reason}", style="yellow", markup=False)
+
+    def save(self, done: int) -> None:
+        """Write a checkpoint from which the run continues exactly."""
+        folder, state = self.store.folder / "checkpoints", {"data": self.data.state_dict()}
+        write_checkpoint(folder, done, self.engine.save, state, keep=self.recipe.checkpoint.keep)
+
+    def finish(self) -> None:
+        """Compare the last evaluation with the first one."""
+        folder, steps, minutes = self.store.folder, self.recipe.steps, self.store.elapsed / 60
+        before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
+        self.store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
+        self.console.print(before_after_table(before, after))
+        self.console.print(f"{steps} steps in {minutes:.1f} minutes. Look closer: vtriune runs show {folder}")
