@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict
 
 from vtriune.reward.judge import MAX_CHARACTERS, MAX_REASON, JudgeItem, judge_item, validate, weigh
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError
+from vtriune.verifiers import registry
+from vtriune.verifiers.base import Context, Outcome, Unscorable
 
 START = Progress(0, 100, "train")
 END = Progress(99, 100, "train")
@@ -201,3 +204,76 @@ def test_gold_is_announced_before_the_answer_for_whoever_limits_them() -> None:
     phases: list[str] = []
     judge_item(JudgeItem(r"\boxed{4}", MATH, TEST), phases.append)
     assert phases == ["gold", "answer"]
+
+
+class NoParams(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Odd:
+    """A verifier that somebody wrote badly: what it is told to do as gold, it does when it judges."""
+
+    name = "odd"
+    Params = NoParams
+
+    def parse_gold(self, gold: str, params: NoParams, context: Context) -> str:
+        if gold == "recursion in gold":
+            self.descend()
+        if gold == "memory in gold":
+            bytearray(2**62)
+        return gold
+
+    def judge(self, response: str, gold: str, params: NoParams, context: Context) -> Outcome:
+        if gold == "recursion":
+            self.descend()
+        if gold == "memory":
+            bytearray(2**62)
+        if gold == "crash":
+            raise ZeroDivisionError("division of nothing")
+        if gold == "unfit":
+            raise Unscorable("the image size is needed and missing")
+        accuracy = {"nan accuracy": math.nan, "infinite accuracy": math.inf}.get(gold, 1.0)
+        return Outcome(accuracy, 1.0, True, report={"map": math.nan if gold == "nan report" else 1.0})
+
+    def descend(self) -> None:
+        self.descend()
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._VERIFIERS, "odd", Odd())
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize("limit", ["memory", "recursion"])
+def test_an_answer_that_exhausts_its_verifier_is_scored_0_and_says_of_what(limit: str) -> None:
+    verdict = judge_item(JudgeItem("x", RewardSpec("odd", limit), TEST))
+    assert (verdict.status, verdict.reward, verdict.correct) == (Status.SCORED, 0.0, False)
+    assert verdict.reason == f"{limit} limit"
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("gold", "named"), [("memory in gold", "MemoryError"), ("recursion in gold", "RecursionError"), ("unfit", "size")]
+)
+def test_gold_that_exhausts_or_does_not_fit_its_verifier_is_unscorable(gold: str, named: str) -> None:
+    verdict = judge_item(JudgeItem("x", RewardSpec("odd", gold), TEST))
+    assert (verdict.status, verdict.reward) == (Status.UNSCORABLE, None)
+    assert named in verdict.reason
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("gold", "named"),
+    [
+        ("crash", "ZeroDivisionError: division of nothing"),
+        ("nan accuracy", "accuracy came out as nan"),
+        ("infinite accuracy", "accuracy came out as inf"),
+        ("nan report", "map came out as nan"),
+    ],
+)
+def test_a_verifier_that_breaks_or_measures_nonsense_is_failed_and_named(gold: str, named: str) -> None:
+    verdict = judge_item(JudgeItem("x", RewardSpec("odd", gold), TEST))
+    assert (verdict.status, verdict.reward) == (Status.FAILED, None)
+    assert verdict.reason.startswith('verifier "odd": ')
+    assert named in verdict.reason

@@ -6,6 +6,7 @@ what a verdict is `judge.py`.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -26,6 +27,9 @@ from vtriune.types import Status, Verdict
 MIN_CHUNK, MAX_CHUNK = 8, 32
 """Answers handed over at a time: a group of 8 stays together, since every worker parses gold for itself; a large
 batch comes in pieces small enough that the workers finish together."""
+
+MAX_CHUNK_BYTES = 2**20
+"""What is handed over at a time ends with the answer that exceeds this, for the sake of the workers' memory."""
 
 MIN_MEMORY = 512 * 2**20
 """Bytes; the libraries alone take 270-350 MiB of address space."""
@@ -93,13 +97,13 @@ class JudgePool:
                 continue
             tasks.setdefault(data, _Task(submission, item, data)).positions.append(position)
         pending = list(tasks.values())
-        size = min(max(-(-len(pending) // (2 * len(self._threads))), MIN_CHUNK), MAX_CHUNK)
+        chunks = _chunks(pending, workers=len(self._threads))
         with self._changed:
             if self._closed:
                 raise RuntimeError("the judge pool is closed")
             self._counters["judged"] += len(pending)
             self._counters["reused"] += sum(len(task.positions) - 1 for task in pending)
-            self._queue.extend(pending[start : start + size] for start in range(0, len(pending), size))
+            self._queue.extend(chunks)
             self._changed.notify_all()
         return submission.future
 
@@ -107,8 +111,8 @@ class JudgePool:
         """What has happened so far, for the monitor.
 
         `judged` and `reused`: answers judged by a worker, and answers that took the verdict of an equal one.
-        `started`: worker processes. Their ends by reason: `cpu limit`, `gold cpu limit`, `hung`, `crashed` (a
-        signal from elsewhere or an error of ours) and `retired` (swollen by an answer, ended in good order).
+        `started`: worker processes that got ready. Their ends by reason: `cpu limit`, `gold cpu limit`, `hung`,
+        `crashed` (a signal from elsewhere or an error of ours) and `retired` (swollen by an answer, ended in order).
         """
         with self._changed:
             return {name: self._counters[name] for name in COUNTERS}
@@ -170,12 +174,11 @@ class JudgePool:
         for _ in range(2):
             try:
                 worker = _Worker(self._arguments)
-            except OSError as error:
-                fault = str(error)
+            except Exception as error:  # whatever it is: without this thread, what is queued would wait for ever
+                fault = f"{type(error).__name__}: {error}"
                 continue
             with self._changed:
                 self._live.add(worker)
-                self._counters["started"] += 1
                 if self._closed:
                     worker.process.kill()
             try:
@@ -183,6 +186,8 @@ class JudgePool:
             except (OSError, EOFError) as error:
                 fault = _name(self._end(worker, kill=isinstance(error, TimeoutError)))
                 continue
+            with self._changed:
+                self._counters["started"] += 1
             return worker, ""
         return None, fault
 
@@ -290,6 +295,20 @@ class _Task:
 
     def same_sample(self, other: _Task) -> bool:
         return (self.item.spec, self.item.image_sizes) == (other.item.spec, other.item.image_sizes)
+
+
+def _chunks(tasks: Sequence[_Task], workers: int) -> list[list[_Task]]:
+    """Tasks in the pieces in which they are handed to workers."""
+    most = min(max(math.ceil(len(tasks) / (2 * workers)), MIN_CHUNK), MAX_CHUNK)
+    chunks: list[list[_Task]] = []
+    size = MAX_CHUNK_BYTES
+    for task in tasks:
+        if size >= MAX_CHUNK_BYTES or len(chunks[-1]) == most:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(task)
+        size += len(task.data)
+    return chunks
 
 
 def _fail(tasks: Iterable[_Task], reason: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 import orjson
@@ -18,14 +19,17 @@ from vtriune.types import ImageSize, Progress, RewardSpec, Status, Verdict
 def encode_item(item: JudgeItem) -> bytes:
     """The item as JSON: equal items give equal bytes.
 
-    An overlong response is cut where the judge already knows that it is overlong.
+    An overlong response or gold is cut where the judge already knows that it is overlong.
 
     Raises:
         ValueError: the item holds what JSON can't: a lone surrogate, an object in the parameters.
     """
+    spec = item.spec
+    if len(spec.gold) > MAX_CHARACTERS:
+        spec = replace(spec, gold=spec.gold[: MAX_CHARACTERS + 1])
     fields = {
         "response": item.response[: MAX_CHARACTERS + 1],
-        "spec": item.spec,
+        "spec": spec,
         "progress": item.progress,
         "image_sizes": item.image_sizes,
     }

@@ -53,7 +53,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
             send_frame(channel, encode_verdict(verdict))
             # What an answer leaves behind (sympy caches results) would count against its neighbours.
-            if _resident_bytes(statm) > memory_limit // 2:
+            if _address_space(statm) > memory_limit * 3 // 4:
                 return
 
 
@@ -73,9 +73,9 @@ def _set_limits(memory_limit: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGVTALRM))
 
 
-def _resident_bytes(statm: int) -> int:
-    """Memory held now. (getrusage's peak won't do: across exec it includes the parent's.)"""
-    return int(os.pread(statm, 128, 0).split()[1]) * resource.getpagesize()
+def _address_space(statm: int) -> int:
+    """Bytes held now: what RLIMIT_AS counts."""
+    return int(os.pread(statm, 128, 0).split()[0]) * resource.getpagesize()
 
 
 def _warm_up() -> None:

@@ -1,0 +1,391 @@
+"""Worker processes under real hostile answers, real signals and a real death of the parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
+from vtriune.reward.pool import MIN_MEMORY, JudgePool
+from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status
+
+TEST = Progress(0, 1, "test")
+TOWER = r"\boxed{9^{9^{9^9}}}"
+BOX_GOLD = "<answer>\n[{'bbox_2d': [100, 100, 300, 300], 'label': 'shiba dog'}]\n</answer>"
+CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]
+
+
+def math_item(response: str, gold: str = r"\boxed{4}", preset: Preset = "modern") -> JudgeItem:
+    return JudgeItem(response, RewardSpec("mathverify", gold, preset=preset), TEST)
+
+
+def mixed_items() -> list[JudgeItem]:
+    """Answers of both verifiers, all presets and both splits, some of them unscorable."""
+    texts = [
+        r"\boxed{4}", r"\boxed{4.0}", r"\boxed{\frac{8}{2}}", r"\boxed{5}", r"\boxed{x}", "4", "", r"\boxed{",
+        "\\boxed{\u0664}",
+        r"<think>\boxed{4}</think><answer>\boxed{2^2}</answer>", r"\boxed{\{1, 2\}}", r"\boxed{4} or \boxed{5}",
+        f"<think>.</think>{BOX_GOLD}", BOX_GOLD.replace("300", "320"), BOX_GOLD.replace("'", '"'),
+        "<answer>[]</answer>",
+    ]  # fmt: skip
+    ratio = {"det_reward_ratio": {"iou_max_label_first": 1.0, "iou_completeness": 0.3}}
+    presets: tuple[Preset, ...] = ("paper", "official_code", "modern")
+    specs = [
+        RewardSpec("mathverify", gold, 1.0, 0.5, preset=preset) for gold in (r"\boxed{4}", "") for preset in presets
+    ]
+    specs += [RewardSpec("detection", BOX_GOLD, 1.0, 0.1, ratio, preset) for preset in presets]
+    specs += [
+        RewardSpec("detecton", BOX_GOLD),
+        RewardSpec("detection", BOX_GOLD, parameters={"iou_treshold": 1}),
+        RewardSpec("detection", BOX_GOLD, parameters={"det_verifier_normalized": True}),
+    ]
+    places = [
+        (Progress(0, 10, "train"), ()),
+        (Progress(9, 10, "train"), (ImageSize((640, 480), (644, 476)),)),
+        (Progress(9, 10, "test"), ()),
+        (Progress(9, 0, "train"), ()),
+    ]
+    return [JudgeItem(text, spec, *place) for text in texts for spec in specs for place in places]
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    while not happened():
+        time.sleep(0.01)
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[JudgePool]:
+    with JudgePool(workers=2, cpu_limit=1.0) as pool:
+        yield pool
+
+
+def one_busy_worker(pool: JudgePool) -> int:
+    """The worker that has been handed a runaway answer, once it is at work on it."""
+    [pid] = pool.pids()
+    before = cpu_seconds(pid)
+    wait_until(lambda: cpu_seconds(pid) > before + 0.1)
+    return pid
+
+
+@pytest.mark.parametrize("preset", ["modern", "official_code"])
+@pytest.mark.parametrize(
+    "poison",
+    [
+        pytest.param(TOWER, id="tower of powers"),
+        pytest.param(r"\boxed{(((5!)!)!)}", id="repeated factorials"),
+        pytest.param(r"\boxed{2^{10^9}}", id="a power with 10^9 digits"),
+        pytest.param(r"\boxed{" + "{" * 1000 + "4" + "}" * 1000 + "}", id="1000 nested braces"),
+    ],
+)
+def test_a_poisonous_answer_costs_itself_its_score_and_nobody_else_anything(
+    pool: JudgePool, poison: str, preset: Preset
+) -> None:
+    neighbours = [math_item(rf"\boxed{{{n}}}", preset=preset) for n in range(15)]
+    before = pool.counters()
+    verdicts = pool.submit([*neighbours[:3], math_item(poison, preset=preset), *neighbours[3:]]).result()
+    poisoned = verdicts.pop(3)
+    assert (poisoned.status, poisoned.reward, poisoned.correct) == (Status.SCORED, 0.0, False)
+    assert poisoned.reason == "cpu limit"
+    assert verdicts == [judge_item(item) for item in neighbours]
+    assert pool.counters()["cpu limit"] == before["cpu limit"] + 1
+    assert pool.counters()["crashed"] == before["crashed"]
+
+
+@pytest.mark.parametrize(
+    "heavy",
+    [
+        pytest.param(r"\boxed{" + "9" * 1_000_000 + "}", id="an integer of 1M digits"),
+        pytest.param(r"\boxed{" + "+".join(["x"] * 1990) + "}", id="a sum of 2000 terms"),
+        pytest.param("<answer>" * 40_000, id="40000 tags"),
+        pytest.param("[" * 300_000, id="300000 brackets"),
+        pytest.param("x" * (10 * MAX_CHARACTERS), id="4M characters"),
+    ],
+)
+def test_a_heavy_answer_is_scored_0_one_way_or_the_other(pool: JudgePool, heavy: str) -> None:
+    items = [math_item(heavy), JudgeItem(heavy, RewardSpec("detection", BOX_GOLD), TEST), math_item(r"\boxed{4}")]
+    verdicts = pool.submit(items).result()
+    assert [verdict.status for verdict in verdicts] == [Status.SCORED] * 3
+    assert [verdict.reward for verdict in verdicts] == [0.0, 0.0, 1.0]
+
+
+def test_several_poisonous_answers_in_a_batch_cost_only_themselves(pool: JudgePool) -> None:
+    items = [math_item(TOWER + " " * n if n % 20 == 7 else rf"\boxed{{{n}}}") for n in range(60)]
+    verdicts = pool.submit(items).result()
+    for n, verdict in enumerate(verdicts):
+        assert verdict.reward == (1.0 if n == 4 else 0.0)
+        assert (verdict.reason == "cpu limit") == (n % 20 == 7)
+
+
+def test_gold_that_never_ends_parsing_is_unscorable_and_paid_for_once_per_group(pool: JudgePool) -> None:
+    gold = r"\boxed{" + "{" * 1000 + "4" + "}" * 1000 + "}"
+    before = pool.counters()
+    verdicts = pool.submit([*(math_item(rf"\boxed{{{n}}}", gold) for n in range(7)), math_item(r"\boxed{4}")]).result()
+    assert [verdict.status for verdict in verdicts[:7]] == [Status.UNSCORABLE] * 7
+    assert all(verdict.reward is None and "ground_truth" in verdict.reason for verdict in verdicts[:7])
+    assert verdicts[7].reward == 1.0
+    assert pool.counters()["gold cpu limit"] == before["gold cpu limit"] + 1
+
+
+def test_pool_and_embedded_judge_agree_on_everything_in_order(pool: JudgePool) -> None:
+    items = mixed_items()
+    assert pool.submit(items).result() == [judge_item(item) for item in items]
+
+
+def test_verdicts_do_not_depend_on_what_else_is_being_judged(pool: JudgePool) -> None:
+    items = mixed_items()[::7]
+    alone = pool.submit(items).result()
+    together: dict[int, object] = {}
+
+    def judge(number: int) -> None:
+        together[number] = [pool.submit([item]).result()[0] for item in items]
+
+    poison = pool.submit([math_item(TOWER + " " * n) for n in range(3)])
+    threads = [threading.Thread(target=judge, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    poison.result()
+    assert together == dict.fromkeys(range(4), alone)
+
+
+def test_equal_answers_to_the_same_sample_are_judged_once(pool: JudgePool) -> None:
+    right, wrong = math_item(r"\boxed{\frac{8}{2}}"), math_item(r"\boxed{\frac{7}{2}}")
+    other_sample = math_item(r"\boxed{\frac{8}{2}}", gold="5")
+    other_size = replace(right, image_sizes=(ImageSize((8, 8), (28, 28)),))
+    before = pool.counters()
+    verdicts = pool.submit([right, wrong, right, other_sample, right, other_size, wrong]).result()
+    assert [verdict.reward for verdict in verdicts] == [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]
+    after = pool.counters()
+    assert after["judged"] - before["judged"] == 4
+    assert after["reused"] - before["reused"] == 3
+
+
+def test_equal_poisonous_answers_are_paid_for_once(pool: JudgePool) -> None:
+    before = pool.counters()["cpu limit"]
+    assert [verdict.reason for verdict in pool.submit([math_item(TOWER)] * 8).result()] == ["cpu limit"] * 8
+    assert pool.counters()["cpu limit"] == before + 1
+
+
+def test_the_time_limit_holds_for_each_answer_and_not_for_their_sum(pool: JudgePool) -> None:
+    tenth_of_a_second = r"\boxed{" + "+".join(["x"] * 1000)
+    ends = ("cpu limit", "hung", "crashed", "retired")
+    before = pool.counters()
+    verdicts = pool.submit([math_item(f"{tenth_of_a_second}+{n}}}") for n in range(16)]).result()
+    assert {verdict.reason for verdict in verdicts} == {"not equivalent to gold"}
+    after = pool.counters()
+    assert [after[end] for end in ends] == [before[end] for end in ends]
+
+
+def test_a_broken_parameter_is_unscorable_and_its_field_is_named(pool: JudgePool) -> None:
+    spec = RewardSpec("detection", BOX_GOLD, parameters={"iou_treshold": 0.5})
+    [verdict] = pool.submit([JudgeItem("", spec, TEST)]).result()
+    assert verdict.status is Status.UNSCORABLE
+    assert "iou_treshold" in verdict.reason
+
+
+def test_an_item_that_json_cannot_hold_is_unscorable_and_its_neighbours_are_judged(pool: JudgePool) -> None:
+    verdicts = pool.submit([math_item("\ud800"), math_item(r"\boxed{4}")]).result()
+    assert [verdict.status for verdict in verdicts] == [Status.UNSCORABLE, Status.SCORED]
+    assert "JSON" in verdicts[0].reason
+
+
+def test_nothing_to_judge_is_nothing_to_wait_for(pool: JudgePool) -> None:
+    assert pool.submit([]).result() == []
+
+
+def test_a_verdict_under_way_cannot_be_cancelled(pool: JudgePool) -> None:
+    future = pool.submit([math_item(r"\boxed{4}")])
+    assert not future.cancel()
+    assert future.result()[0].reward == 1.0
+
+
+def test_workers_keep_their_channel_from_verifiers_that_print_or_read(pool: JudgePool) -> None:
+    pool.submit([math_item(r"\boxed{4}")]).result()
+    for pid in pool.pids():
+        descriptors = Path(f"/proc/{pid}/fd")
+        assert (descriptors / "0").readlink() == Path(os.devnull)
+        assert (descriptors / "1").readlink() == (descriptors / "2").readlink()
+
+
+def test_workers_have_their_memory_capped() -> None:
+    with JudgePool(workers=1, memory_limit=MIN_MEMORY) as pool:
+        pool.submit([math_item(r"\boxed{4}")]).result()
+        [pid] = pool.pids()
+        [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "address space" in line]
+        assert line.split()[3:5] == [str(MIN_MEMORY)] * 2
+
+
+def test_a_swollen_worker_retires_and_no_answer_is_lost() -> None:
+    spec = RewardSpec("detection", "", preset="paper")
+    items = [
+        JudgeItem(BOX_GOLD, replace(spec, gold=chr(0x1F600 + n) * (MAX_CHARACTERS - 1) + BOX_GOLD[:1]), TEST)
+        for n in range(150)
+    ]
+    items.append(JudgeItem(BOX_GOLD, replace(spec, gold=BOX_GOLD), TEST))
+    with JudgePool(workers=1, memory_limit=MIN_MEMORY) as pool:
+        verdicts = pool.submit(items).result()
+        counters = pool.counters()
+    assert {verdict.status for verdict in verdicts[:-1]} == {Status.UNSCORABLE}
+    assert verdicts[-1].accuracy == 1.0
+    assert counters["retired"] >= 1
+    assert counters["crashed"] == 0
+
+
+@pytest.mark.parametrize("number", CRASHES)
+def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(number: signal.Signals) -> None:
+    slow = r"\boxed{" + "+".join(["x"] * 1500) + "+"
+    items = [math_item(slow + f"{n}}}") for n in range(6)] + [math_item(r"\boxed{4}")]
+    with JudgePool(workers=1, cpu_limit=30) as pool:
+        pool.submit([math_item("")]).result()
+        future = pool.submit(items)
+        os.kill(one_busy_worker(pool), number)
+        verdicts = future.result()
+        assert pool.counters()["crashed"] == 1
+    assert [verdict.status for verdict in verdicts] == [Status.SCORED] * 7
+    assert [verdict.reward for verdict in verdicts] == [0.0] * 6 + [1.0]
+
+
+def test_an_idle_worker_that_is_killed_is_replaced_when_it_is_needed() -> None:
+    with JudgePool(workers=1) as pool:
+        pool.submit([math_item("")]).result()
+        [pid] = pool.pids()
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_running(pid))
+        assert pool.submit([math_item(r"\boxed{4}")]).result()[0].reward == 1.0
+
+
+def test_an_answer_that_two_workers_died_of_is_failed_with_the_signal_and_its_neighbours_are_judged() -> None:
+    with JudgePool(workers=1, cpu_limit=30) as pool:
+        pool.submit([math_item("")]).result()
+        future = pool.submit([math_item(TOWER), math_item(r"\boxed{4}")])
+        os.kill(one_busy_worker(pool), signal.SIGSEGV)
+        wait_until(lambda: pool.counters()["started"] == 2)
+        os.kill(one_busy_worker(pool), signal.SIGSEGV)
+        verdicts = future.result()
+    assert (verdicts[0].status, verdicts[0].reward) == (Status.FAILED, None)
+    assert "SIGSEGV" in verdicts[0].reason
+    assert verdicts[1].reward == 1.0
+
+
+def test_a_worker_that_hangs_without_computing_is_given_up_and_its_answer_is_failed() -> None:
+    with JudgePool(workers=1, cpu_limit=30, wall_limit=4) as pool:
+        pool.submit([math_item("")]).result()
+        future = pool.submit([math_item(TOWER), math_item(r"\boxed{4}")])
+        os.kill(one_busy_worker(pool), signal.SIGSTOP)
+        verdicts = future.result()
+        assert pool.counters()["hung"] == 1
+    assert (verdicts[0].status, verdicts[0].reward) == (Status.FAILED, None)
+    assert "4 s" in verdicts[0].reason
+    assert verdicts[1].reward == 1.0
+
+
+def test_what_has_no_verdict_when_the_pool_is_closed_is_failed() -> None:
+    with JudgePool(workers=1, cpu_limit=30) as pool:
+        pool.submit([math_item("")]).result()
+        futures = [pool.submit([math_item(TOWER)]), pool.submit([math_item(r"\boxed{4}")])]
+        pid = one_busy_worker(pool)
+    for future in futures:
+        [verdict] = future.result()
+        assert (verdict.status, verdict.reason) == (Status.FAILED, "the judge pool was closed")
+    assert not is_running(pid)
+    pool.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        pool.submit([math_item(r"\boxed{4}")])
+
+
+def test_workers_that_do_not_start_make_failed_verdicts_and_no_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program, fault in (("/bin/false", "exit code 1"), ("/no/such/python", "No such file")):
+        monkeypatch.setattr(sys, "executable", program)
+        with JudgePool(workers=1) as pool:
+            [verdict] = pool.submit([math_item(r"\boxed{4}")]).result()
+        assert (verdict.status, verdict.reward) == (Status.FAILED, None)
+        assert fault in verdict.reason
+
+
+def test_workers_end_with_their_parent_even_in_the_middle_of_an_answer() -> None:
+    program = """
+import sys, time
+from vtriune.reward.judge import JudgeItem
+from vtriune.reward.pool import JudgePool
+from vtriune.types import Progress, RewardSpec
+pool = JudgePool(workers=2)
+spec = RewardSpec("mathverify", "4")
+pool.submit([JudgeItem(f"{n}", spec, Progress(0, 1, "test")) for n in range(32)]).result()
+pool.submit([JudgeItem(sys.argv[1], spec, Progress(0, 1, "test"))])
+print(*pool.pids(), flush=True)
+time.sleep(3600)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program, TOWER], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout
+    with parent, parent.stdout:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert pids
+        parent.kill()
+    wait_until(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_ctrl_c_ends_training_and_workers_without_a_word_from_them() -> None:
+    program = """
+import sys
+from vtriune.reward.judge import JudgeItem
+from vtriune.reward.pool import JudgePool
+from vtriune.types import Progress, RewardSpec
+with JudgePool(workers=2, cpu_limit=3600) as pool:
+    spec = RewardSpec("mathverify", "4")
+    pool.submit([JudgeItem(f"{n}", spec, Progress(0, 1, "test")) for n in range(32)]).result()
+    print(*pool.pids(), flush=True)
+    pool.submit([JudgeItem(sys.argv[1], spec, Progress(0, 1, "test"))]).result()
+"""
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", program, TOWER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert trainer.stdout
+    pids = [int(pid) for pid in trainer.stdout.readline().split()]
+    before = [cpu_seconds(pid) for pid in pids]
+    wait_until(lambda: any(cpu_seconds(pid) > spent + 0.1 for pid, spent in zip(pids, before, strict=True)))
+    os.killpg(trainer.pid, signal.SIGINT)
+    _, complaints = trainer.communicate()
+    assert trainer.returncode == -signal.SIGINT
+    assert complaints.count("Traceback") == complaints.count("KeyboardInterrupt") == 1
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_workers_stay_free_of_torch_and_transformers() -> None:
+    program = "import sys, vtriune.reward.pool, vtriune.reward.worker as w; w._warm_up(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "math_verify" in loaded
+    assert not {"torch", "transformers", "datasets"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"workers": 0}, {"cpu_limit": 0}, {"wall_limit": -1}, {"memory_limit": MIN_MEMORY - 1}]
+)
+def test_limits_that_cannot_work_are_refused_at_once(arguments: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        JudgePool(**arguments)
