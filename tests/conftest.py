@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -62,4 +63,91 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("playground")
     write_playground(folder, seed=3, train=2, test=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows that `taught_model` answers: `{train,test}_dots.jsonl` and `{train,test}_boxes.parquet`.
+
+    Dots are counted in pictures beside the file, and once without any picture. Gold boxes are 56 pixels square.
+    """
+    import orjson
+    from PIL import Image, ImageDraw
+
+    from vtriune.data.schema import Row, write_rows
+    from vtriune.playground.dataset import to_row
+    from vtriune.playground.tasks import Boxed, Problem
+
+    folder = tmp_path_factory.mktemp("rows")
+    for split, first in (("train", 0), ("test", 8)):
+        lines = []
+        boxes: list[Row] = []
+        for number in range(first, first + 8):
+            picture = Image.new("RGB", (112, 112), "white")
+            dots = number % 4 + 1
+            for dot in range(dots):
+                ImageDraw.Draw(picture).ellipse((28 * dot, 7 * number, 28 * dot + 14, 7 * number + 14), fill="black")
+            picture.save(folder / f"dots_{number}.png")
+            text_only = number == first
+            lines.append(
+                {
+                    "data_source": "dots",
+                    "images": [] if text_only else [f"dots_{number}.png"],
+                    "prompt": [
+                        {"role": "user", "content": "What is 0 + 1?" if text_only else "<image>Count the dots."}
+                    ],
+                    "ability": "counting",
+                    "reward_model": {"ground_truth": str(dots), "verifier": "mathverify"},
+                }
+            )
+            square = (Boxed((14, 14, 70, 70), "square"),)
+            boxes.append(to_row(Problem("detection", "", "Detect the square.", "", square, picture, ""), "boxes"))
+        (folder / f"{split}_dots.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+        write_rows(boxes, folder / f"{split}_boxes.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught_model(tiny_model: Path, rows: Path, playground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    r"""The tiny model, taught by rote what it needs for answers that are short and rewarded differently.
+
+    Where a question says "Detect", it answers with a box whose IoU with the gold of `rows` is 0.75, 0.875 or 1, each
+    about as often; to everything else it answers \boxed{1} to \boxed{4}.
+    """
+    import random
+
+    import torch
+
+    from vtriune.data.prompts import with_prompt_pool
+    from vtriune.data.sources import SourceConfig, load_samples
+    from vtriune.local.model import ModelConfig, VisionLanguageModel
+    from vtriune.local.update import response_logprobs
+
+    torch.set_num_threads(1)
+    vlm = VisionLanguageModel(ModelConfig(path=str(tiny_model), freeze=["vision", "connector"]))
+    sources = [SourceConfig(path="train_*"), SourceConfig(path=str(playground / "train"))]
+    loaded = [load_samples(source, preset="modern", base=rows, check=lambda *_: None) for source in sources]
+    samples = [sample for one in loaded for sample in one.samples]
+    samples = [with_prompt_pool(sample, epoch=0, seed=0) for sample in samples]
+    prompts = [(vlm.encode(sample), "Detect" in sample.messages[-1].content) for sample in samples]
+    rng = random.Random(0)
+    optimizer = torch.optim.AdamW([one for one in vlm.model.parameters() if one.requires_grad], lr=3e-3)
+    for _ in range(80):
+        batch = rng.choices(prompts, k=8)
+        texts = [
+            f'<answer>[{{"bbox_2d": [14, 14, 70, {rng.choice((56, 63, 70))}], "label": "square"}}]</answer>'
+            if detect
+            else f"\\boxed{{{rng.randint(1, 4)}}}"
+            for _, detect in batch
+        ]
+        answers = [[np.array(vlm.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False))] for text in texts]
+        loss = -response_logprobs(vlm, [prompt for prompt, _ in batch], answers, 1.0).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("taught_model")
+    vlm.model.save_pretrained(folder)
+    vlm.tokenizer.save_pretrained(folder)
+    vlm.image_processor.save_pretrained(folder)
     return folder
