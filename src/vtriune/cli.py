@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import orjson
 import typer
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
 
 MAX_LINE = 4_000_000
-"""Characters of one line of a JSONL file; a longer one is refused."""
+"""Bytes of one line of a JSONL file; a longer one is refused."""
 
 app = typer.Typer(
     help="One RL to see them all: train a vision-language model on reasoning and perception in one run.",
@@ -58,6 +56,7 @@ def train(
     [bold]vtriune train recipes/demo.yaml seed=1 --out runs/demo-1[/bold]
     [bold]vtriune train --resume runs/demo-1[/bold]
     """
+    from vtriune.monitor.table import plain  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
     from vtriune.session import Interrupted  # noqa: PLC0415
     from vtriune.train import train as run  # noqa: PLC0415
@@ -67,13 +66,22 @@ def train(
     if (recipe is None) == (resume is None):
         raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
     if resume is not None:
+        if out is not None or replace:
+            raise UserError("--resume goes on with a run where it is; leave out --out and --replace")
+        if not (resume / "recipe.yaml").is_file():
+            raise UserError(f"{resume}: holds no run (no recipe.yaml); give the folder of one, e.g. runs/demo")
         loaded, folder = load_recipe(resume / "recipe.yaml"), resume
     elif recipe is not None:
         loaded, folder = load_recipe(recipe, overrides or []), out or Path("runs") / recipe.stem
     try:
         run(loaded, folder, console, resume=resume is not None, replace=replace)
     except Interrupted as stop:
-        console.print(str(stop), markup=False)
+        console.print(plain(str(stop)))
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        console.print(
+            plain(f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {folder}")
+        )
         raise typer.Exit(130) from None
 
 
@@ -104,7 +112,7 @@ def judge(
     gold: Annotated[str | None, typer.Option(help="Its reference answer.")] = None,
     verifier: Annotated[str, typer.Option(help="For lines that name none.")] = "mathverify",
     parameters: Annotated[str, typer.Option(help="verifier_parm as JSON, for lines that have none.")] = "{}",
-    preset: Annotated[str, typer.Option(help="paper, official_code or modern.")] = "modern",
+    preset: Annotated[Preset, typer.Option(help="Whose definition of the reward.")] = "modern",
     progress: Annotated[
         float | None,
         typer.Option(help="Judge as in training at this progress (0 to 1); default: as a test.", min=0, max=1),
@@ -119,8 +127,6 @@ def judge(
     from vtriune.reward.judge import JudgeItem  # noqa: PLC0415
     from vtriune.reward.pool import JudgePool  # noqa: PLC0415
 
-    if preset not in get_args(Preset):
-        raise UserError(f"--preset {preset}: is none of {', '.join(get_args(Preset))}")
     try:
         defaults = {"verifier": verifier, "verifier_parm": orjson.loads(parameters)}
     except orjson.JSONDecodeError as error:
@@ -141,7 +147,7 @@ def judge(
                 line.accuracy_ratio,
                 line.format_ratio,
                 line.verifier_parm,
-                preset,  # type: ignore[arg-type]
+                preset,
             ),
             at,
             () if line.image_size is None else (ImageSize(line.image_size, line.image_size),),
@@ -162,37 +168,38 @@ def judge(
 def _read_lines(file: Path, defaults: dict[str, JsonValue]) -> list[_JudgedLine]:
     lines = []
     try:
-        with file.open(encoding="utf-8") as stream:
-            for number, text in enumerate(stream, start=1):
+        with file.open("rb") as stream:
+            for number, text in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), start=1):
                 where = f"{file} line {number}"
                 if len(text) > MAX_LINE:
-                    raise UserError(f"{where}: is longer than {MAX_LINE} characters; split it up")
+                    raise UserError(f"{where}: is longer than {MAX_LINE} bytes; no verifier reads so much")
                 if text.strip():
                     try:
-                        fields = json.loads(text)
-                    except json.JSONDecodeError as error:
-                        raise UserError(f"{where}: is not JSON ({error}); write one object a line") from error
+                        fields = orjson.loads(text)
+                    except orjson.JSONDecodeError as error:
+                        raise UserError(f"{where}: is not JSON in UTF-8 ({error}); write one object a line") from error
                     lines.append(_line(fields, defaults, where))
     except OSError as error:
-        raise UserError(f"{file}: can't be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise UserError(f"{file}: can't be read ({error.strerror}); give a JSON Lines file") from error
     if not lines:
-        raise UserError(f"{file}: holds no lines")
+        raise UserError(f"{file}: holds no lines; write one JSON object a line")
     return lines
 
 
 def _line(fields: object, defaults: dict[str, JsonValue], where: str) -> _JudgedLine:
     if not isinstance(fields, dict):
-        raise UserError(f"{where}: is not a JSON object")
+        raise UserError(f'{where}: is not a JSON object; write {{"response": ..., "ground_truth": ...}}')
     try:
         return _JudgedLine.model_validate(defaults | fields)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        field = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{where}: {field}: {problem['msg']}; correct it") from error
 
 
 def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+
     shown = 50
     table = Table("answer", "gold", "status", "reward", "correct", "parts and reason", expand=False)
     for line, verdict in list(zip(lines, verdicts, strict=True))[:shown]:
@@ -200,8 +207,9 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
         notes = [f"{name} {value:.3g}" for name, value in parts.items() if value is not None]
         notes += [verdict.reason] if verdict.reason else []
         reward = "" if verdict.reward is None else f"{verdict.reward:.4g}"
-        cells = (line.response[-60:], line.ground_truth[-40:], verdict.status.value, reward)
-        table.add_row(*(Text(cell) for cell in (*cells, str(verdict.correct), ", ".join(notes))))
+        correct = "" if verdict.correct is None else str(verdict.correct)
+        cells = (line.response[-60:], line.ground_truth[-40:], verdict.status, reward, correct, ", ".join(notes))
+        table.add_row(*(plain(" ".join(cell.split())) for cell in cells))
     counts = Counter(verdict.status.value for verdict in verdicts)
     rewards = [verdict.reward for verdict in verdicts if verdict.reward is not None]
     mean = f", mean reward {sum(rewards) / len(rewards):.4g}" if rewards else ""
@@ -231,7 +239,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error[/bold red] {escape(str(error))}", soft_wrap=True)
+        from vtriune.monitor.table import plain  # noqa: PLC0415
+
+        text = Text("\n").join(plain(line) for line in str(error).splitlines())
+        Console(stderr=True).print(Text.assemble(("error ", "bold red"), text), soft_wrap=True)
         sys.exit(2)
 
 

@@ -80,6 +80,8 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        path = (self.base / Path(self.model.path).expanduser()).resolve()
+        self.model = self.model.model_copy(update={"path": str(path)})
         rates = self.update.learning_rate
         if isinstance(rates, dict):
             for part in rates:
@@ -112,13 +114,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         ) from error
     try:
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist, an endless number
         raise UserError(f"{path}: is not YAML: {error}") from error
     if not isinstance(fields, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys; see recipes/ for examples")
-    fields.setdefault("base", str(path.resolve().parent))
     for override in overrides:
         _override(fields, override)
+    base = fields.get("base", ".")
+    if isinstance(base, str):
+        fields["base"] = str((path.parent / Path(base).expanduser()).resolve())
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -131,12 +135,14 @@ def _override(fields: dict[str, Any], override: str) -> None:
         raise UserError(f'"{override}": write overrides as section.key=value, e.g. rollout.temperature=0.9')
     *sections, key = name.split(".")
     for section in sections:
-        fields = fields.setdefault(section, {})
+        if fields.get(section) is None:  # missing, or without any key
+            fields[section] = {}
+        fields = fields[section]
         if not isinstance(fields, dict):
             raise UserError(f'"{override}": {section} is no section; lists are changed in the file')
     try:
         fields[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f'"{override}": the value is not YAML: {error}') from error
 
 

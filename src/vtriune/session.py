@@ -1,12 +1,16 @@
-"""What a run needs before and beside its loop: checked data, judged answers, held-out evaluation, a polite Ctrl-C."""
+"""What a run needs before and beside its loop: its folder, checked data, judged answers, held-out evaluation, a polite
+Ctrl-C.
+"""
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +22,8 @@ from vtriune.data.sources import QuarantinedRow, SourceConfig, load_samples, mix
 from vtriune.grpo.advantages import advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
+from vtriune.monitor.files import is_locked
+from vtriune.monitor.store import RunStore
 from vtriune.recipe import Recipe
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.pool import JudgePool
@@ -26,6 +32,30 @@ from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, 
 RESERVED_SOURCE = "all"
 EVALUATION_SEED_STEP = -1
 """Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
+
+
+RUN_FILES = ("recipe.yaml", "versions.json", "metrics.jsonl", "quarantine.jsonl", "summary.json", ".lock", "run.json")
+RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard")
+
+
+def new_store(folder: Path, recipe: Recipe, *, threads: int, replace: bool) -> RunStore:
+    """Start a run in `folder`; with `replace` an earlier one there is deleted, and nothing else that lies beside it.
+
+    Raises:
+        UserError: `folder` holds a run that is not to be replaced or is still being written, or can't be written to.
+    """
+    try:
+        if replace and is_locked(folder):
+            raise UserError(f"{folder}: another process is writing this run; stop it first, or choose another --out")
+        if replace:
+            for name in RUN_FOLDERS:
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+            for name in RUN_FILES:
+                (folder / name).unlink(missing_ok=True)
+        return RunStore.create(folder, recipe=recipe.model_dump(mode="json"), total_steps=recipe.steps, threads=threads)
+    except OSError as error:
+        raise UserError(f"{folder}: no run can be written there ({error.strerror}); choose another --out") from error
 
 
 @dataclass(frozen=True, slots=True)

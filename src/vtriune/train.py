@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,14 @@ from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import holds_run, rollout_file
+from vtriune.monitor.runs import rollout_file
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.table import before_after_table, step_line
+from vtriune.monitor.table import before_after_table, plain, step_line
 from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.recipe import Recipe
 from vtriune.reward.pool import JudgePool
-from vtriune.session import Interrupted, RunData, ask_and_judge, evaluate, load_data, polite_interrupt
-from vtriune.types import Progress
+from vtriune.session import Interrupted, RunData, ask_and_judge, evaluate, load_data, new_store, polite_interrupt
+from vtriune.types import Progress, UserError
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
@@ -34,6 +33,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     Raises:
         UserError: the recipe, the data, the model or the folder can't be used.
         Interrupted: Ctrl-C; the run can be resumed.
+        KeyboardInterrupt: a second Ctrl-C, or one before the run has started.
     """
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
@@ -51,11 +51,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             first = state["step"]
             store = RunStore.resume(folder, step=first, threads=threads)
         else:
-            if replace and holds_run(folder):
-                shutil.rmtree(folder)
-            store = RunStore.create(
-                folder, recipe=recipe.model_dump(mode="json"), total_steps=recipe.steps, threads=threads
-            )
+            store = new_store(folder, recipe, threads=threads, replace=replace)
         tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first if resume else None))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
@@ -148,11 +144,13 @@ class _Run:
         self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
         self.store.log(done, "eval", figures)
         self.tracker.write(done, "eval", figures)
+        if done == 0 and not answers.scores.sampled:
+            raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")
 
     def set_aside(self, step: int, row_id: str, reason: str) -> None:
         """A row turned out bad: note it, say it, go on without it."""
         self.store.quarantine(step, row_id, reason)
-        self.console.print(f"set aside: {reason}", style="yellow", markup=False)
+        self.console.print(plain(f"set aside: {reason}"), style="yellow")
 
     def save(self, done: int) -> None:
         """Write a checkpoint from which the run continues exactly."""
@@ -165,4 +163,4 @@ class _Run:
         before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
         self.store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
         self.console.print(before_after_table(before, after))
-        self.console.print(f"{steps} steps in {minutes:.1f} minutes. Look closer: vtriune runs show {folder}")
+        self.console.print(plain(f"{steps} steps in {minutes:.1f} minutes. Look closer: vtriune runs show {folder}"))

@@ -48,6 +48,6 @@ def read_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """
     found = checkpoints(folder)
     if not found:
-        raise UserError(f"{folder}: holds no checkpoint, so this run can't be resumed; start it again")
+        raise UserError(f"{folder}: holds no checkpoint, so this run can't be resumed; start it again with --replace")
     state: dict[str, Any] = json.loads((found[-1] / STATE_FILE).read_text(encoding="utf-8"))
     return found[-1], state

@@ -77,7 +77,7 @@ class RunStore:
         if holds_run(folder):
             raise UserError(
                 f"{folder} already holds a run ({inspect(folder).standing}): "
-                "continue it with --resume, or choose another name for the new one"
+                "continue it with --resume, delete it with --replace, or choose another name for the new one"
             )
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)

@@ -69,7 +69,7 @@ def before_after_table(before: Evaluation, after: Evaluation) -> Table:
         for name, estimate in estimates.items():
             columns[name].append((a.task, estimate))
         prompts += len(b.by_prompt)
-        table.add_row(_plain(a.task), _plain(source), str(len(b.by_prompt)), *_score_cells(estimates))
+        table.add_row(plain(a.task), plain(source), str(len(b.by_prompt)), *_score_cells(estimates))
     if columns["before"]:
         means = {name: mean_over_tasks(column) for name, column in columns.items()}
         table.add_section()
@@ -99,7 +99,7 @@ def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
         yield f"{not_scored} answers that could not be judged are left out."
     missing = {source for column in scores for source in column} - set(sources_scored_in(before, after))
     if missing:
-        yield _plain(f"Without a score in one of the evaluations: {', '.join(sorted(missing))}.").plain
+        yield plain(f"Without a score in one of the evaluations: {', '.join(sorted(missing))}.").plain
 
 
 def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> RenderableType:
@@ -118,7 +118,7 @@ def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds
     heads = {source.partition("_")[0] + "_" for source in sources}
     shared = heads.pop() if len(heads) == 1 and len(sources) > 1 else ""
     for source in sources:
-        line.append("  ").append_text(_plain(source.removeprefix(shared)))
+        line.append("  ").append_text(plain(source.removeprefix(shared)))
         line.append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
     return Group(line)  # console.print would join a bare Text with others, and wrap it
 
@@ -133,12 +133,12 @@ def runs_table(root: Path) -> Table:
     for info in infos:
         status = Text(info.state, style=_STATE_STYLES[info.state])
         if info.problem:
-            status.append(": ").append_text(_plain(info.problem))
+            status.append(": ").append_text(plain(info.problem))
         if info.state is RunState.DAMAGED:
-            table.add_row(_plain(info.name), "", "", status, "", "")
+            table.add_row(plain(info.name), "", "", status, "", "")
             continue
         table.add_row(
-            _plain(info.name),
+            plain(info.name),
             f"{info.started.astimezone():%Y-%m-%d %H:%M}" if info.started else "",
             f"{info.step}/{info.total_steps}",
             status,
@@ -160,13 +160,13 @@ def run_page(folder: Path) -> RenderableType:
     if info.state is RunState.DAMAGED:
         raise UserError(info.problem)
     head = Text.assemble(
-        (_plain(info.name).plain, "bold"),
+        (plain(info.name).plain, "bold"),
         "  ",
         (info.state, _STATE_STYLES[info.state]),
         f"  step {info.step}/{info.total_steps}  {info.minutes:.1f} minutes",
     )
     if info.problem:
-        head.append("\n").append_text(_plain(info.problem))
+        head.append("\n").append_text(plain(info.problem))
     return Group(head, _latest_table(folder), *_quarantined(folder), *_evaluations(folder))
 
 
@@ -192,7 +192,7 @@ def _latest_table(folder: Path) -> RenderableType:
         if source == ALL:
             table.add_section()
         table.add_row(
-            _plain(source),
+            plain(source),
             str(step),
             _number(figures.get(f"{source}/rollouts"), digits=0),
             *(_number(figures.get(f"{source}/{name}"), digits=0 if name == "length" else 2) for name in shown),
@@ -202,7 +202,7 @@ def _latest_table(folder: Path) -> RenderableType:
     table.caption = Text("the latest step of each source; unscorable and failed: answers of the whole run", "dim")
     table.caption_justify = "left"
     rest = _figures_of_the_step(latest[ALL][1], sources)
-    return Group(table, _plain(rest)) if rest else table
+    return Group(table, plain(rest)) if rest else table
 
 
 def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -> str:
@@ -217,7 +217,7 @@ def _quarantined(folder: Path) -> Iterable[Text]:
     counts = Counter(str(row.get("sample")).rpartition("#")[0] for row in read_rows(folder / "quarantine.jsonl"))
     if counts:
         listed = ", ".join(f"{source} {count}" for source, count in sorted(counts.items()))
-        yield _plain(f"rows set aside (quarantine.jsonl): {listed}")
+        yield plain(f"rows set aside (quarantine.jsonl): {listed}")
 
 
 def _evaluations(folder: Path) -> Iterable[RenderableType]:
@@ -245,6 +245,6 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _plain(text: str) -> Text:
-    """`text` as it is, but for control characters, by which a name could steer the terminal."""
+def plain(text: str) -> Text:
+    """One line of `text` as it is, but for control characters, by which a name could steer the terminal."""
     return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
