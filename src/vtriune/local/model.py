@@ -12,7 +12,7 @@ import torch
 import transformers
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtriune.types import ImageSize, Sample, UserError
@@ -22,6 +22,7 @@ transformers.utils.logging.disable_progress_bar()  # the loop shows its own
 Part = Literal["vision", "connector", "llm"]
 PARTS: tuple[Part, ...] = ("vision", "connector", "llm")
 IMAGE_MARK = "<image>"
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
 class ModelConfig(BaseModel):
@@ -71,19 +72,10 @@ class VisionLanguageModel:
     """A model with its tokenizer and image processor, frozen as configured, on its device."""
 
     def __init__(self, config: ModelConfig) -> None:
-        if not (Path(config.path) / "config.json").is_file():
-            raise UserError(f"model.path: {config.path} is not a transformers folder (it has no config.json)")
         self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
         if config.device == "cuda" and self.device.type == "cpu":
             raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
-        self.tokenizer = AutoTokenizer.from_pretrained(config.path)
-        bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
-        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(
-            config.path, **{name: value for name, value in bounds.items() if value is not None}
-        )
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa"
-        )
+        model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(part_of(name) not in config.freeze)
@@ -99,14 +91,17 @@ class VisionLanguageModel:
         """Decode the pictures once and render the prompt.
 
         Raises:
-            UserError: a picture is missing or corrupt.
+            UserError: a picture is missing, corrupt or too narrow for the model; the row's marks and pictures differ.
         """
         pictures = [image.load() for image in sample.images]
         pixel_values = grid_thw = None
         sizes: tuple[ImageSize, ...] = ()
         tokens_per_picture: list[int] = []
         if pictures:
-            features = self.image_processor(images=pictures, return_tensors="pt")
+            try:
+                features = self.image_processor(images=pictures, return_tensors="pt")
+            except ValueError as error:  # sides that differ by more than a factor of 200
+                raise UserError(f"{sample.id}: a picture doesn't suit the model ({error}); remove the row") from error
             pixel_values, grid_thw = features["pixel_values"], features["image_grid_thw"]
             tokens_per_picture = (grid_thw.prod(-1) // self.image_processor.merge_size**2).tolist()
             patch = self.image_processor.patch_size
@@ -155,6 +150,42 @@ class VisionLanguageModel:
         logits: Tensor = self.model.lm_head(hidden).float()
         logits[:, list(self.placeholder_ids)] = -torch.inf
         return logits / temperature
+
+
+def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and its image processor. Raises UserError if they are not all there and of a family."""
+    path = config.path
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(f"model.path: {path} is not a transformers folder (it has no config.json)")
+    bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
+    try:
+        family = AutoConfig.from_pretrained(path).model_type
+        if family not in FAMILIES:
+            raise UserError(f"model.path: {path} holds a {family} model; {', '.join(FAMILIES)} can be trained")
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        image_processor = Qwen2VLImageProcessorPil.from_pretrained(
+            path, **{name: value for name, value in bounds.items() if value is not None}
+        )
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", output_loading_info=True
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a damaged or missing file leads transformers to
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.path: {path} can't be loaded: {reason}; copy the model's folder again") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"model.path: {path} lacks weights ({missing[0]}, {len(missing)} in all); copy the folder again"
+        )
+    # Where its files are missing, transformers makes up a tokenizer that knows nothing of the model's tokens.
+    image_id = model.config.image_token_id
+    image_token = tokenizer.convert_ids_to_tokens(image_id) or ""
+    if tokenizer.encode(image_token, add_special_tokens=False) != [image_id] or tokenizer.chat_template is None:
+        raise UserError(
+            f"model.path: {path} lacks the model's tokenizer or its chat template; copy the model's folder again"
+        )
+    return model, tokenizer, image_processor
 
 
 def _parts(content: str) -> list[dict[str, str]]:
