@@ -1,0 +1,96 @@
+"""Checkpoints that appear whole or not at all, whatever interrupts their writing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vtriune.local.checkpoint import checkpoints, read_latest, write_checkpoint
+from vtriune.types import UserError
+
+
+def write(folder: Path, step: int, keep: int = 2) -> None:
+    def save(unfinished: Path) -> None:
+        (unfinished / "weights").write_text(f"of step {step}")
+
+    write_checkpoint(folder, step, save, {"data": {"seen": step}}, keep=keep)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints(folder)]
+
+
+def test_the_latest_checkpoint_comes_back_with_its_state(tmp_path: Path) -> None:
+    for step in (0, 9, 10):
+        write(tmp_path / "run" / "checkpoints", step, keep=3)
+    found, state = read_latest(tmp_path / "run" / "checkpoints")
+    assert (found / "weights").read_text() == "of step 10"
+    assert state == {"step": 10, "data": {"seen": 10}}
+
+
+def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+    for step in range(5):
+        write(tmp_path, step, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names(tmp_path) == ["step-000003", "step-000004"]
+    write(tmp_path, 5, keep=1)
+    assert names(tmp_path) == ["step-000005"]
+
+
+def test_an_error_while_saving_is_raised_and_leaves_the_earlier_ones_as_they_were(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+
+    def save(unfinished: Path) -> None:
+        (unfinished / "weights").write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(tmp_path, 2, save, {}, keep=1)
+    assert names(tmp_path) == ["step-000001"]
+    assert read_latest(tmp_path)[1]["step"] == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vtriune.local.checkpoint import write_checkpoint
+
+def save(unfinished):
+    (unfinished / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_checkpoint(Path(sys.argv[1]), 2, save, {}, keep=1)
+"""
+
+
+def test_a_kill_while_saving_leaves_the_earlier_ones_and_the_next_one_cleans_up(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2  # what was half written is still there
+    assert read_latest(tmp_path)[1]["step"] == 1
+    write(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000001", "step-000002"]
+    assert (tmp_path / "step-000002" / "weights").read_text() == "of step 2"
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    (tmp_path / "step-000003" / "weights").write_text("old")
+    write(tmp_path, 3)
+    assert (tmp_path / "step-000003" / "weights").read_text() == "of step 3"
+
+
+def test_a_folder_without_a_state_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / "step-000002").mkdir()
+    assert names(tmp_path) == ["step-000001"]
+
+
+def test_resuming_without_any_checkpoint_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds no checkpoint, so this run can't be resumed; start it again"):
+            read_latest(folder)

@@ -1,0 +1,245 @@
+"""The engine's face: bad rows, answers without a verdict, saving, and going on exactly where a checkpoint was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText
+
+from vtriune.data.images import FilePicture
+from vtriune.grpo.advantages import advantages
+from vtriune.local.engine import LocalEngine
+from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
+from vtriune.types import Group, JudgedGroup, Sample, Status, Verdict
+
+Engine = Callable[..., LocalEngine]
+Watch = Callable[..., list[dict[str, Tensor]]]
+
+
+def judged(group: Group, rewards: Sequence[float | Status]) -> JudgedGroup:
+    """The group with these rewards; a Status stands for an answer without one."""
+    verdicts = tuple(
+        Verdict(reward) if isinstance(reward, Status) else Verdict(Status.SCORED, reward, reward, 0.0, reward == 1)
+        for reward in rewards
+    )
+    return JudgedGroup(group, verdicts, advantages([verdict.reward for verdict in verdicts]))
+
+
+def judged_by_tokens(groups: Sequence[Group]) -> list[JudgedGroup]:
+    """A reward that can be computed from any answer: the share of its tokens with an even number."""
+    return [judged(group, [float(np.mean(one.token_ids % 2 == 0)) for one in group.rollouts]) for group in groups]
+
+
+def one_step(engine: LocalEngine, samples: Sequence[Sample], step: int) -> tuple[list[Group], dict[str, float]]:
+    """Sample, judge and learn, as the loop does."""
+    good, _ = engine.encode(samples)
+    groups = list(engine.generate(good, step, engine.rollout.responses_per_prompt))
+    return groups, engine.update(judged_by_tokens(groups), step, 10)
+
+
+def assert_equal_weights(a: LocalEngine, b: LocalEngine) -> None:
+    """Bit for bit, the optimizer's moments included."""
+    for (name, one), (_, other) in zip(a.vlm.model.named_parameters(), b.vlm.model.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    one, other = a.learner.optimizer.state_dict(), b.learner.optimizer.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    for key, moments in one["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, other["state"][key][name]), (key, name)
+
+
+def test_rows_that_cannot_be_encoded_are_returned_with_the_reason_and_the_others_are_asked(
+    folder: Path, engine: Engine, ragged: list[Sample], tmp_path: Path
+) -> None:
+    broken = replace(ragged[0], id="rows.jsonl#3", images=(FilePicture(tmp_path / "gone.png", "rows.jsonl row 3"),))
+    tiny = engine(folder)
+    good, bad = tiny.encode([ragged[1], broken, ragged[0]])
+    assert good == [ragged[1], ragged[0]]
+    ((sample, reason),) = bad
+    assert sample is broken
+    assert "rows.jsonl row 3" in reason
+    assert {group.sample.id for group in tiny.generate(good, 0, 2)} == {ragged[0].id, ragged[1].id}
+
+
+@dataclass
+class CountedPicture:
+    """A picture that counts how often it is decoded."""
+
+    picture: Any
+    where: str
+    decoded: int = 0
+
+    def load(self) -> PIL.Image.Image:
+        self.decoded += 1
+        image: PIL.Image.Image = self.picture.load()
+        return image
+
+
+def test_a_picture_is_decoded_once_for_all_answers_and_the_update(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    counted = CountedPicture(ragged[0].images[0], "here")
+    one_step(engine(folder), [replace(ragged[0], images=(counted,)), ragged[1]], 0)
+    assert counted.decoded == 1
+
+
+def test_a_group_holds_its_sample_its_prompt_and_its_answers(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    tiny = engine(folder)
+    tiny.encode(ragged)
+    groups = {group.sample.id: group for group in tiny.generate(ragged, 0, 3)}
+    for sample in ragged:
+        group, encoded = groups[sample.id], tiny.vlm.encode(sample)
+        assert group.sample is sample
+        assert (group.prompt, group.image_sizes) == (encoded.prompt, encoded.sizes)
+        assert group.prompt_ids.tolist() == encoded.ids.tolist()
+        assert len(group.rollouts) == 3
+        assert len({one.token_ids.tobytes() for one in group.rollouts}) > 1
+    for group in tiny.generate(ragged, 0, None):
+        assert len(group.rollouts) == 1
+
+
+def test_another_step_or_seed_samples_other_answers(folder: Path, engine: Engine, ragged: list[Sample]) -> None:
+    def answers(seed: int, step: int) -> list[bytes]:
+        tiny = engine(folder, seed=seed)
+        tiny.encode(ragged[:1])
+        return [one.token_ids.tobytes() for group in tiny.generate(ragged[:1], step, 4) for one in group.rollouts]
+
+    assert answers(0, 0) == answers(0, 0)
+    assert answers(0, 0) != answers(0, 1)
+    assert answers(0, 0) != answers(1, 0)
+
+
+def test_on_policy_the_recomputed_log_probs_are_the_sampled_ones(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    for temperature in (1.0, 0.6):
+        _, figures = one_step(engine(folder, temperature=temperature), ragged, 0)
+        assert figures["logprob_gap"] < 1e-5
+        assert figures["clip_fraction"] == 0
+
+
+@pytest.mark.parametrize("status", [Status.UNSCORABLE, Status.FAILED])
+def test_answers_without_a_verdict_move_neither_the_gradient_nor_its_normaliser(
+    folder: Path, engine: Engine, ragged: list[Sample], watch: Watch, status: Status
+) -> None:
+    def learn(keep: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
+        tiny = engine(folder)
+        seen = watch(tiny.vlm, tiny.learner)
+        tiny.encode(ragged[:3])
+        first, second, third = tiny.generate(ragged[:3], 0, 4)
+        if keep:
+            groups = [judged(first, [1.0, status, 0.0, 0.5]), judged(second, [0.0, 1.0, status, status])]
+            groups.append(judged(third, [status] * 4))
+        else:
+            kept = [first.rollouts[k] for k in (0, 2, 3)]
+            groups = [judged(replace(first, rollouts=tuple(kept)), [1.0, 0.0, 0.5])]
+            groups.append(judged(replace(second, rollouts=second.rollouts[:2]), [0.0, 1.0]))
+        figures = tiny.update(groups, 0, 10)
+        return figures, seen[0]
+
+    figures, gradients = learn(keep=True)
+    expected_figures, expected_gradients = learn(keep=False)
+    assert figures == pytest.approx(expected_figures, abs=1e-6)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], atol=1e-6, rtol=1e-6)
+
+
+def test_a_step_whose_answers_all_lack_a_verdict_changes_nothing(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    tiny, untouched = engine(folder), engine(folder)
+    tiny.encode(ragged[:2])
+    groups = [judged(group, [Status.FAILED] * 4) for group in tiny.generate(ragged[:2], 0, 4)]
+    assert tiny.update(groups, 0, 10) == {}
+    assert_equal_weights(tiny, untouched)
+
+
+def test_learning_makes_rewarded_answers_more_likely(folder: Path, engine: Engine, ragged: list[Sample]) -> None:
+    tiny = engine(folder, responses_per_prompt=16, learning_rate=3e-3)
+    means = []
+    for step in range(12):
+        good, _ = tiny.encode(ragged)
+        lessons = judged_by_tokens(list(tiny.generate(good, step, 16)))
+        means.append(fmean(verdict.reward or 0.0 for one in lessons for verdict in one.verdicts))
+        tiny.update(lessons, step, 12)
+    assert fmean(means[-3:]) > fmean(means[:3]) + 0.2
+
+
+def test_a_checkpoint_is_an_ordinary_transformers_folder(
+    folder: Path, engine: Engine, ragged: list[Sample], tmp_path: Path
+) -> None:
+    tiny = engine(folder)
+    one_step(tiny, ragged, 0)
+    tiny.save(tmp_path)
+    ordinary = AutoModelForImageTextToText.from_pretrained(tmp_path).state_dict()
+    for name, value in tiny.vlm.model.state_dict().items():
+        assert torch.equal(ordinary[name], value), name
+    again = VisionLanguageModel(ModelConfig(path=str(tmp_path), device="cpu"))
+    assert again.eos_ids == tiny.vlm.eos_ids
+    assert again.encode(ragged[2]).ids.tolist() == tiny.vlm.encode(ragged[2]).ids.tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"prompts_per_update": 2, "warmup_ratio": 0.9}])
+def test_going_on_from_a_checkpoint_equals_never_having_stopped_bit_for_bit(
+    folder: Path, engine: Engine, ragged: list[Sample], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    straight = engine(folder, **settings)
+    for step in range(2):
+        one_step(straight, ragged, step)
+    straight.save(tmp_path)
+    resumed = engine(folder, **settings)
+    resumed.load(tmp_path)
+    assert_equal_weights(resumed, straight)
+    for step in range(2, 4):
+        expected, expected_figures = one_step(straight, ragged, step)
+        found, figures = one_step(resumed, ragged, step)
+        assert figures == expected_figures
+        for group, other in zip(found, expected, strict=True):
+            for one, original in zip(group.rollouts, other.rollouts, strict=True):
+                assert one.token_ids.tobytes() == original.token_ids.tobytes()
+                assert one.logprobs.tobytes() == original.logprobs.tobytes()
+    assert_equal_weights(resumed, straight)
+
+
+def test_a_loaded_model_keeps_its_parts_frozen(
+    folder: Path, engine: Engine, ragged: list[Sample], tmp_path: Path
+) -> None:
+    engine(folder).save(tmp_path)
+    tiny = engine(folder)
+    tiny.load(tmp_path)
+    before = {name: value.clone() for name, value in tiny.vlm.model.named_parameters()}
+    one_step(tiny, ragged, 0)
+    changed = {name for name, value in tiny.vlm.model.named_parameters() if not torch.equal(value, before[name])}
+    assert {part_of(name) for name in changed} == {"llm"}
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("sprung"),)
+
+
+def test_a_checkpoint_from_elsewhere_cannot_run_code(
+    folders: dict[str, Path], engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny = engine(folders["qwen2_5_vl"])
+    tiny.save(tmp_path)
+    torch.save({"optimizer": Trap(), "rng": torch.get_rng_state()}, tmp_path / "optimizer.pt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        tiny.load(tmp_path)
+    assert not (tmp_path / "sprung").exists()
