@@ -1,15 +1,19 @@
 # Everything a fresh clone needs: `make demo`, `make test`, `make lint`. Each sets up .venv by itself.
 PYTHON ?= python3
+SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PLAYGROUND := runs/playground/.drawn
 
 .PHONY: demo test lint format clean
 
-demo: $(INSTALLED)
-	$(BIN)/vtriune train recipes/demo.yaml
+# Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
+demo: $(INSTALLED) $(PLAYGROUND)
+	$(BIN)/vtriune train recipes/demo.yaml seed=$(SEED) --out runs/demo --replace
 
+# One thread per process: two test processes share two cores.
 test: $(INSTALLED)
-	$(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -20,6 +24,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(PLAYGROUND): $(INSTALLED) src/vtriune/playground/tasks.py src/vtriune/playground/dataset.py
+	$(BIN)/python -m vtriune.playground.dataset runs/playground
+	touch $@
+
 # torch goes first and alone, by exact version: asked for through a dependency it would bring the CUDA build.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -28,4 +36,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv runs/playground

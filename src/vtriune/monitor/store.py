@@ -74,11 +74,7 @@ class RunStore:
         Raises:
             UserError: `folder` already holds a run.
         """
-        if holds_run(folder):
-            raise UserError(
-                f"{folder} already holds a run ({inspect(folder).standing}): "
-                "continue it with --resume, delete it with --replace, or choose another name for the new one"
-            )
+        check_vacant(folder)
         (folder / "rollouts").mkdir(parents=True, exist_ok=True)
         lock = lock_folder(folder)
         with replacing(folder / "recipe.yaml") as file:
@@ -176,6 +172,15 @@ class RunStore:
     def _record(self, state: Literal["running", "stopped", "failed", "finished"], error: str = "") -> None:
         self._run.state, self._run.error = state, valid_text(error)
         write_json(self.folder / "run.json", self._run.model_dump(mode="json"))
+
+
+def check_vacant(folder: Path) -> None:
+    """Raise UserError if `folder` already holds a run."""
+    if holds_run(folder):
+        raise UserError(
+            f"{folder} already holds a run ({inspect(folder).standing}): "
+            "continue it with --resume, delete it with --replace, or choose another name for the new one"
+        )
 
 
 def truncate_to(folder: Path, step: int) -> None:
