@@ -209,7 +209,7 @@ def _chart(rng: random.Random, form: str) -> Problem:
 
 
 def _scatter(rng: random.Random, count: int, sides: tuple[int, ...]) -> list[Box]:
-    """Boxes on the snap grid that don't touch each other."""
+    """Boxes on the snap grid that don't overlap; they may share an edge."""
     boxes: list[Box] = []
     while len(boxes) < count:
         boxes.clear()
