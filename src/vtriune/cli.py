@@ -76,12 +76,11 @@ def train(
     try:
         run(loaded, folder, console, resume=resume is not None, replace=replace)
     except Interrupted as stop:
-        console.print(plain(str(stop)))
+        console.print(plain(str(stop)), soft_wrap=True)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        console.print(
-            plain(f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {folder}")
-        )
+        again = f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {folder}"
+        console.print(plain(again), soft_wrap=True)
         raise typer.Exit(130) from None
 
 

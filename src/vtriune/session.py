@@ -186,7 +186,7 @@ def evaluate(
     return result, bad
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the user asked for it
+class Interrupted(KeyboardInterrupt):
     """Training was stopped by Ctrl-C, with a checkpoint."""
 
 

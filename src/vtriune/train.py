@@ -18,7 +18,7 @@ from vtriune.monitor.evaluation import evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import rollout_file
-from vtriune.monitor.store import RunStore
+from vtriune.monitor.store import RunStore, check_vacant
 from vtriune.monitor.table import before_after_table, plain, step_line
 from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.recipe import Recipe
@@ -35,6 +35,8 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         Interrupted: Ctrl-C; the run can be resumed.
         KeyboardInterrupt: a second Ctrl-C, or one before the run has started.
     """
+    if not resume and not replace:
+        check_vacant(folder)  # before minutes are spent on reading data
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     threads = torch.get_num_threads()
@@ -150,7 +152,7 @@ class _Run:
     def set_aside(self, step: int, row_id: str, reason: str) -> None:
         """A row turned out bad: note it, say it, go on without it."""
         self.store.quarantine(step, row_id, reason)
-        self.console.print(plain(f"set aside: {reason}"), style="yellow")
+        self.console.print(plain(f"set aside: {reason}"), style="yellow", soft_wrap=True)
 
     def save(self, done: int) -> None:
         """Write a checkpoint from which the run continues exactly."""
@@ -163,4 +165,5 @@ class _Run:
         before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
         self.store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
         self.console.print(before_after_table(before, after))
-        self.console.print(plain(f"{steps} steps in {minutes:.1f} minutes. Look closer: vtriune runs show {folder}"))
+        done = f"{steps} steps in {minutes:.1f} minutes. Look closer: vtriune runs show {folder}"
+        self.console.print(plain(done), soft_wrap=True)

@@ -1,0 +1,436 @@
+"""Whole runs of the real command on rows that a tiny model answers by rote: killed, stopped, resumed, damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import PIL.Image
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from vtriune.curate.puzzlevqa import convert
+from vtriune.data.schema import write_rows
+from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
+from vtriune.recipe import load_recipe
+from vtriune.reward.judge import JudgeItem, judge_item
+from vtriune.types import ImageSize, Progress, RewardSpec
+
+Vtriune = Callable[..., subprocess.CompletedProcess[str]]
+
+STEPS = 7
+SCHEDULE = [(0.0, 0.5), (0.3, 0.8), (0.55, 0.95)]
+
+
+@pytest.fixture(scope="session")
+def recipe(rows: Path, playground: Path, taught_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several sources, a schedule, the prompt pool, off-policy updates, and checkpoints beside the evaluations."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    fields = {
+        "seed": 5,
+        "steps": STEPS,
+        "threads": 1,
+        "model": {"path": str(taught_model), "device": "cpu"},
+        "data": {
+            "train": [
+                {"path": str(rows / "train_dots.jsonl"), "weight": 2},
+                {
+                    "path": str(rows / "train_boxes.parquet"),
+                    "weight": 2,
+                    "verifier_parm": {"iou_threshold": [list(one) for one in SCHEDULE]},
+                },
+                {"path": str(playground / "train"), "weight": 1},
+            ],
+            "test": [{"path": str(rows / "test_*")}, {"path": str(playground / "test")}],
+        },
+        "rollout": {
+            "prompts_per_step": 8,
+            "responses_per_prompt": 4,
+            "max_new_tokens": 48,
+            "temperature": 0.6,
+            "prompts_per_batch": 4,
+        },
+        "update": {"learning_rate": 5e-5, "prompts_per_update": 4},
+        "evaluation": {"every": 2, "samples_between": 2, "responses_per_prompt": 2, "prompts_per_chunk": 20},
+        "checkpoint": {"every": 3, "keep": 2},
+        "reward": {"workers": 1},
+    }
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+class Training:
+    """A training in a process of its own, which can be watched and killed."""
+
+    def __init__(self, folder: Path, *arguments: str | Path) -> None:
+        self.folder = folder
+        self.output = folder.parent / f"output-{len(list(folder.parent.iterdir()))}.txt"
+        command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
+        with self.output.open("wb") as sink:
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+
+    def await_row(self, step: int, split: str = "train") -> None:
+        """Wait until the row of a step is in metrics.jsonl."""
+        self._await(lambda: any((row["step"], row["split"]) == (step, split) for row in metrics(self.folder)))
+
+    def await_output(self, text: str) -> None:
+        """Wait until the training has said this."""
+        self._await(lambda: text in self.output.read_text())
+
+    def _await(self, happened: Callable[[], bool]) -> None:
+        while not happened():
+            assert self.process.poll() is None, self.output.read_text()
+            time.sleep(0.01)
+
+    def end(self, number: signal.Signals | None = None) -> tuple[int, str]:
+        """Send a signal, wait; exit code and output."""
+        if number is not None:
+            self.process.send_signal(number)
+        code = self.process.wait()
+        return code, self.output.read_text()
+
+
+Start = Callable[..., Training]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    trainings: list[Training] = []
+
+    def begin(folder: Path, *arguments: str | Path) -> Training:
+        trainings.append(Training(folder, *arguments))
+        return trainings[-1]
+
+    yield begin
+    for training in trainings:
+        if training.process.poll() is None:
+            training.end(signal.SIGKILL)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    try:
+        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [orjson.loads(line) for line in lines]
+
+
+def answers(folder: Path, split: str, step: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(folder / "rollouts" / f"{split}-{step:06d}.parquet").to_pylist()
+    return rows
+
+
+def set_aside(folder: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (folder / "quarantine.jsonl").read_bytes().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal in everything but the time it took."""
+    timeless = [[{key: row[key] for key in row if key != "timing"} for row in metrics(run)] for run in (one, other)]
+    assert timeless[0] == timeless[1]
+    assert len(timeless[0]) == STEPS + STEPS // 2 + 2  # every second step, at first and at last
+    names = [sorted(path.name for path in (run / "rollouts").iterdir()) for run in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert pq.read_table(one / "rollouts" / name).equals(pq.read_table(other / "rollouts" / name)), name
+    assert (one / "quarantine.jsonl").read_bytes() == (other / "quarantine.jsonl").read_bytes()
+    last = f"checkpoints/step-{STEPS:06d}"
+    assert (one / last / "model.safetensors").read_bytes() == (other / last / "model.safetensors").read_bytes()
+    assert (one / last / "state.json").read_bytes() == (other / last / "state.json").read_bytes()
+    states = [torch.load(run / last / "optimizer.pt", weights_only=True) for run in (one, other)]
+    assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
+    assert torch.equal(states[0]["rng"], states[1]["rng"])
+    moments = [state["optimizer"]["state"] for state in states]
+    assert moments[0].keys() == moments[1].keys()
+    for key, moment in moments[0].items():
+        assert all(torch.equal(value, moments[1][key][name]) for name, value in moment.items())
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (one, other)]
+    assert summaries[0] | {"minutes": 0} == summaries[1] | {"minutes": 0}
+
+
+@pytest.fixture(scope="session")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, output = Training(folder, recipe, "--out", folder).end()
+    assert code == 0, output
+    return folder
+
+
+def eps_at(step: int) -> float:
+    return [eps for start, eps in SCHEDULE if step / STEPS >= start][-1]
+
+
+def test_a_run_ends_with_a_table_per_source_and_is_shown_as_finished(whole: Path, vtriune: Vtriune) -> None:
+    table = (whole.parent / "output-0.txt").read_text()
+    assert f"{STEPS}/{STEPS}" in table
+    for word in ("boxes", "dots", "mean over tasks", "before", "after", f"vtriune runs show {whole}"):
+        assert word in table
+    shown = vtriune("runs", "show", whole)
+    assert shown.returncode == 0, shown.stderr
+    assert "finished" in shown.stdout
+    assert "mean over tasks" in shown.stdout
+    listed = vtriune("runs", "list", whole.parent)
+    assert "whole" in listed.stdout
+    assert f"{STEPS}/{STEPS}" in listed.stdout
+
+
+def test_the_summary_has_the_promised_shape_and_agrees_with_the_stored_answers(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    kinds = {"sources": dict, "mean_before": float, "mean_after": float, "minutes": float, "steps": int, "seed": int}
+    assert {key: type(value) for key, value in summary.items()} == kinds
+    assert (summary["steps"], summary["seed"]) == (STEPS, 5)
+    means = {"before": summary["mean_before"], "after": summary["mean_after"]}
+    by_task: dict[str, dict[str, list[float]]] = {}
+    for name, source in summary["sources"].items():
+        assert {key: type(value) for key, value in source.items()} == {"task": str} | dict.fromkeys(
+            ("before", "after", "greedy_before", "greedy_after"), float
+        )
+        for when, step in (("before", 0), ("after", STEPS)):
+            rows = [row for row in answers(whole, "eval", step) if row["source"] == name]
+            for key, decoding in ((when, "sampled"), (f"greedy_{when}", "greedy")):
+                accuracies = [row["accuracy"] for row in rows if row["decoding"] == decoding]
+                assert source[key] == pytest.approx(100 * sum(accuracies) / len(accuracies))
+            by_task.setdefault(source["task"], {}).setdefault(when, []).append(source[when])
+    assert len(by_task) == 8
+    assert len(summary["sources"]) == 18
+    for when, mean in means.items():
+        tasks = [sum(scores[when]) / len(scores[when]) for scores in by_task.values()]
+        assert mean == pytest.approx(sum(tasks) / len(tasks))
+
+
+def test_the_scheduled_threshold_moves_in_training_and_stays_fixed_in_evaluation(whole: Path) -> None:
+    rewarded: dict[float, set[float]] = {}
+    refused: dict[float, set[float]] = {}
+    for step in range(1, STEPS + 1):
+        for row in answers(whole, "step", step):
+            assert (row["progress_step"], row["total_steps"], row["split"]) == (step - 1, STEPS, "train")
+            report = json.loads(row["report"])
+            if row["source"] == "boxes" and report["n_pred"] == 1:
+                eps, overlap = eps_at(step - 1), report["mean_iou"]
+                assert row["accuracy"] == (overlap if overlap >= eps else 0)
+                (rewarded if row["accuracy"] else refused).setdefault(eps, set()).add(overlap)
+    assert rewarded[0.5] & refused[0.95]  # the very same box is worth nothing late in training
+    assert rewarded.keys() == {0.5, 0.8, 0.95}
+    for step in (0, STEPS):
+        boxes = [row for row in answers(whole, "eval", step) if row["source"] == "boxes"]
+        overlaps = {(json.loads(row["report"])["mean_iou"], row["accuracy"]) for row in boxes}
+        assert all(accuracy in (0, overlap) for overlap, accuracy in overlaps)
+        assert any(0.5 <= accuracy < 0.95 for _, accuracy in overlaps)
+        assert {row["split"] for row in boxes} == {"test"}
+
+
+def test_every_stored_verdict_follows_from_what_is_stored_beside_it(whole: Path) -> None:
+    seen = set()
+    for path in (whole / "rollouts").iterdir():
+        for row in pq.read_table(path).to_pylist():
+            spec = RewardSpec(
+                row["verifier"],
+                row["gold"],
+                row["accuracy_weight"],
+                row["format_weight"],
+                json.loads(row["parameters"]),
+                row["preset"],
+            )
+            sizes = tuple(ImageSize(tuple(one["original"]), tuple(one["resized"])) for one in row["images"])
+            progress = Progress(row["progress_step"], row["total_steps"], row["split"])
+            verdict = judge_item(JudgeItem(row["response"], spec, progress, sizes))
+            for field in ("status", "reward", "accuracy", "format", "correct", "reason"):
+                assert row[field] == getattr(verdict, field), (row, field)
+            assert json.loads(row["report"]) == verdict.report
+            seen.add((row["verifier"], row["split"], row["correct"]))
+    assert len(seen) == 8
+
+
+def test_training_changes_the_language_model_only(whole: Path, taught_model: Path) -> None:
+    before = load_file(taught_model / "model.safetensors")
+    after = load_file(whole / f"checkpoints/step-{STEPS:06d}" / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed: dict[str, set[bool]] = {}
+    for name, value in before.items():  # the file leaves out the first part of the modules' names
+        changed.setdefault(part_of(f"model.{name}"), set()).add(not torch.equal(value, after[name]))
+    assert changed == {"vision": {False}, "connector": {False}, "llm": {True}}
+
+
+def test_the_last_checkpoints_are_kept_and_are_ordinary_model_folders(whole: Path) -> None:
+    kept = sorted((whole / "checkpoints").iterdir())
+    assert [folder.name for folder in kept] == ["step-000006", "step-000007"]
+    model = VisionLanguageModel(ModelConfig(path=str(kept[-1])))
+    assert model.image_token == "<|image_pad|>"
+
+
+def test_the_resolved_recipe_in_the_run_folder_loads_again_and_is_equal(whole: Path, recipe: Path) -> None:
+    assert load_recipe(whole / "recipe.yaml") == load_recipe(recipe)
+
+
+def test_a_run_killed_between_checkpoints_and_in_an_evaluation_continues_to_the_last_bit(
+    whole: Path, recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    run = tmp_path / "run"
+    training = start(run, recipe, "--out", run)
+    training.await_row(5)  # two steps after the checkpoint of step 3
+    assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    training = start(run, "--resume", run)
+    training.await_row(STEPS)  # the last evaluation, which comes before the last checkpoint
+    assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert not (run / "summary.json").exists()
+    training = start(run, "--resume", run)
+    assert training.end()[0] == 0
+    assert_same_run(run, whole)
+    starts = [session["from_step"] for session in json.loads((run / "run.json").read_text())["sessions"]]
+    assert starts == sorted(starts)
+    assert 0 == starts[0] < starts[1] < STEPS
+
+
+def test_ctrl_c_stops_after_the_step_and_the_run_continues_to_the_last_bit(
+    whole: Path, recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    run = tmp_path / "run"
+    training = start(run, recipe, "--out", run)
+    training.await_row(1)
+    code, output = training.end(signal.SIGINT)
+    assert code == 130, output
+    assert "Traceback" not in output
+    last = metrics(run)[-1]["step"]
+    assert f"Stopped after step {last}. Go on: vtriune train --resume {run}" in output
+    assert (run / f"checkpoints/step-{last:06d}").is_dir()
+    assert json.loads((run / "run.json").read_text())["state"] == "stopped"
+    code, output = start(run, "--resume", run).end()
+    assert code == 0, output
+    assert_same_run(run, whole)
+
+
+def test_a_second_ctrl_c_stops_in_the_middle_of_a_step(recipe: Path, tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    training = start(run, recipe, "--out", run, "rollout.responses_per_prompt=1000")
+    training.await_row(0, "eval")
+    training.process.send_signal(signal.SIGINT)
+    training.await_output("Ctrl-C again stops at once")
+    code, output = training.end(signal.SIGINT)
+    assert code == 130, output
+    assert "Traceback" not in output
+    assert f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {run}" in output
+    assert [row["step"] for row in metrics(run)] == [0]
+    assert json.loads((run / "run.json").read_text())["state"] == "stopped"
+
+
+def test_a_judge_that_is_killed_costs_nothing(whole: Path, recipe: Path, tmp_path: Path, start: Start) -> None:
+    run = tmp_path / "run"
+    training = start(run, recipe, "--out", run)
+    for step in (1, 4):
+        training.await_row(step)
+        os.kill(judges_of(training.process.pid)[0], signal.SIGKILL)
+    code, output = training.end()
+    assert code == 0, output
+    assert all(row["metrics"]["all/failed_count"] == 0 for row in metrics(run) if row["split"] == "train")
+    assert_same_run(run, whole)
+
+
+def judges_of(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
+    return [int(one) for one in children if b"vtriune.reward.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
+
+
+@pytest.fixture
+def small(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe of a run that is as short as can be."""
+
+    def write(train: Path, test: Path, **changes: Any) -> Path:
+        fields = {
+            "steps": 2,
+            "threads": 1,
+            "model": {"path": str(tiny_model), "device": "cpu"},
+            "data": {"train": [{"path": str(train)}], "test": [{"path": str(test)}]},
+            "rollout": {"prompts_per_step": 2, "responses_per_prompt": 2, "max_new_tokens": 8},
+            "evaluation": {"responses_per_prompt": 2},
+            "reward": {"workers": 1},
+        }
+        path = tmp_path / "small.yaml"
+        path.write_text(yaml.safe_dump(fields | changes))
+        return path
+
+    return write
+
+
+def test_rows_that_turn_out_bad_are_set_aside_for_good(
+    tmp_path: Path, small: Callable[..., Path], start: Start
+) -> None:
+    PIL.Image.new("RGB", (64, 64), "red").save(tmp_path / "good.png")
+    PIL.Image.effect_noise((64, 64), 50).convert("RGB").save(tmp_path / "whole.jpg")
+    (tmp_path / "short.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:-500])  # its header is sound
+    PIL.Image.new("RGB", (4000, 4), "red").save(tmp_path / "thread.png")  # no processor takes such a shape
+    for split in ("train", "test"):
+        lines = [
+            {
+                "data_source": "mixed",
+                "images": [picture],
+                "prompt": [{"role": "user", "content": "<image>How many?"}],
+                "ability": "counting",
+                "reward_model": {"ground_truth": "4", "verifier": "mathverify"},
+            }
+            for picture in ("good.png", "short.jpg", "thread.png", "good.png")
+        ]
+        (tmp_path / f"{split}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    run = tmp_path / "run"
+    one_row_a_step = {"prompts_per_step": 1, "responses_per_prompt": 2, "max_new_tokens": 8}
+    changes = {"steps": 12, "checkpoint": {"every": 1}, "rollout": one_row_a_step}
+    training = start(run, small(tmp_path / "train.jsonl", tmp_path / "test.jsonl", **changes), "--out", run)
+    training.await_row(5)  # every row has been drawn once
+    training.end(signal.SIGKILL)
+    found = set_aside(run)
+    assert sorted(row["sample"] for row in found) == [
+        f"{split}.jsonl#{n}" for split in ("test", "train") for n in (2, 3)
+    ]
+    reasons = {row["sample"]: row["reason"] for row in found}
+    for split, found_at in (("test", {0}), ("train", {1, 2, 3, 4})):
+        assert {row["step"] for row in found if row["sample"].startswith(split)} <= found_at
+        assert f"{split}.jsonl row 2" in reasons[f"{split}.jsonl#2"]
+        assert "cannot be read as a picture" in reasons[f"{split}.jsonl#2"]
+        assert f"{split}.jsonl#3" in reasons[f"{split}.jsonl#3"]
+        assert "aspect ratio" in reasons[f"{split}.jsonl#3"]
+    code, output = start(run, "--resume", run).end()
+    assert code == 0, output
+    assert set_aside(run) == found
+    steps = [answers(run, "step", step) for step in range(1, 13)]
+    assert sorted(len(rows) for rows in steps) == [0] * 2 + [2] * 10  # a step whose only row is bad learns nothing
+    asked = {row["sample_id"] for rows in steps for row in rows}
+    assert asked == {"train.jsonl#1", "train.jsonl#4"}
+    for step in (0, 12):
+        assert {row["sample_id"] for row in answers(run, "eval", step)} == {"test.jsonl#1", "test.jsonl#4"}
+
+
+@pytest.mark.heavy
+def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(
+    tmp_path: Path, small: Callable[..., Path], start: Start, fixtures: Path
+) -> None:
+    puzzles = list(convert(fixtures / "puzzlevqa" / "puzzlevqa_20.jsonl"))
+    assert write_rows(puzzles, tmp_path / "train.parquet") == 20
+    write_rows(puzzles[:2], tmp_path / "test.parquet")
+    recipe = small(tmp_path / "train.parquet", tmp_path / "test.parquet", steps=3)
+    run = tmp_path / "run"
+    size = ("model.min_pixels=784", "model.max_pixels=262144")
+    code, output = start(run, recipe, *size, "rollout.prompts_per_step=7", "--out", run).end()
+    assert code == 0, output
+    asked = [row for step in (1, 2, 3) for row in answers(run, "step", step)]
+    assert len({row["sample_id"] for row in asked}) == 20
+    for row in asked:
+        assert (row["source"], row["task"], row["status"]) == ("puzzlevqa", "puzzle", "scored")
+        assert row["images"][0]["original"] == [512, 512]
+        assert row["images"][0]["resized"] == [504, 504]  # 18 x 18 visual tokens of 28 px
+    for row in metrics(run):
+        assert f"puzzlevqa/{'reward' if row['split'] == 'train' else 'score'}" in row["metrics"]
+    assert json.loads((run / "summary.json").read_text())["sources"]["puzzlevqa"]["task"] == "puzzle"
+    assert (run / "quarantine.jsonl").read_bytes() == b""
