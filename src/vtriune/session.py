@@ -25,17 +25,18 @@ from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
 from vtriune.monitor.store import RunStore
 from vtriune.recipe import Recipe
-from vtriune.reward.judge import JudgeItem
+from vtriune.reward.judge import EXHAUSTED, JudgeItem
 from vtriune.reward.pool import JudgePool
 from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, Status, UserError
 
 RESERVED_SOURCE = "all"
 EVALUATION_SEED_STEP = -1
 """Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
-
-
+TRIAL_ANSWERS = ("", r"\boxed{1}")
+"""What every sample's reward is tried out with. Some gold is read in no time, but can't be compared with an answer."""
 RUN_FILES = ("recipe.yaml", "versions.json", "metrics.jsonl", "quarantine.jsonl", "summary.json", ".lock", "run.json")
 RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard")
+"""All that a run folder holds: what `--replace` deletes."""
 
 
 def new_store(folder: Path, recipe: Recipe, *, threads: int, replace: bool) -> RunStore:
@@ -47,7 +48,8 @@ def new_store(folder: Path, recipe: Recipe, *, threads: int, replace: bool) -> R
     try:
         if replace and is_locked(folder):
             raise UserError(f"{folder}: another process is writing this run; stop it first, or choose another --out")
-        if replace:
+        # A recipe.yaml alone may be anything, above all the very recipe that this run was started with.
+        if replace and ((folder / "versions.json").exists() or (folder / "run.json").exists()):
             for name in RUN_FOLDERS:
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
@@ -104,9 +106,11 @@ def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
     nowhere = Progress(step=0, total_steps=recipe.steps, split="test")
 
     def check(spec: RewardSpec, sizes: tuple[ImageSize, ...]) -> None:
-        verdict = judge.submit([JudgeItem("", spec, nowhere, sizes)]).result()[0]
-        if verdict.status is not Status.SCORED:
-            raise UserError(verdict.reason)
+        for verdict in judge.submit([JudgeItem(answer, spec, nowhere, sizes) for answer in TRIAL_ANSWERS]).result():
+            if verdict.status is not Status.SCORED:
+                raise UserError(verdict.reason)
+            if verdict.reason in EXHAUSTED:
+                raise UserError(f"comparing an answer with ground_truth exhausts its verifier: {verdict.reason}")
 
     set_aside: list[QuarantinedRow] = []
 

@@ -26,6 +26,9 @@ MAX_CHARACTERS = 400_000
 MAX_REASON = 500
 """Reasons are one line of at most so many characters: they quote answers and parameters."""
 
+EXHAUSTED = ("cpu limit", "memory limit", "recursion limit")
+"""Reasons of a scored 0 for an answer whose judgement ran out of something."""
+
 Phase = Literal["gold", "answer"]
 
 
