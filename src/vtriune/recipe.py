@@ -10,8 +10,8 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtriune.data.sources import SourceConfig
-from vtriune.local.model import ModelConfig
+from vtriune.data.sources import SourceConfig, mixture_weights
+from vtriune.local.model import PARTS, ModelConfig
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import UpdateConfig
 from vtriune.types import Preset, UserError
@@ -36,7 +36,9 @@ class RewardConfig(BaseModel):
 
     preset: Preset = Field("modern", description="Definition of the rewards: paper, official_code or modern.")
     workers: int = Field(2, ge=1, description="Judge processes.")
-    cpu_limit: float = Field(2.0, gt=0, description="Seconds of CPU time per answer; beyond it the answer scores 0.")
+    cpu_limit: float = Field(
+        2.0, gt=0, allow_inf_nan=False, description="Seconds of CPU time per answer; beyond it the answer scores 0."
+    )
 
 
 class EvaluationConfig(BaseModel):
@@ -82,12 +84,16 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         path = (self.base / Path(self.model.path).expanduser()).resolve()
         self.model = self.model.model_copy(update={"path": str(path)})
-        rates = self.update.learning_rate
+        rates, frozen = self.update.learning_rate, self.model.freeze
         if isinstance(rates, dict):
-            for part in rates:
-                if part in self.model.freeze:
+            for part in PARTS:
+                if part in rates and part in frozen:
                     raise ValueError(
                         f"update.learning_rate: {part} has a rate but is frozen; take it out of model.freeze or here"
+                    )
+                if part not in rates and part not in frozen:
+                    raise ValueError(
+                        f"update.learning_rate: {part} is trained but has no rate; give it one, or freeze it"
                     )
         per_update = self.update.prompts_per_update
         if per_update is not None and per_update > self.rollout.prompts_per_step:
@@ -95,6 +101,13 @@ class Recipe(BaseModel):
                 f"update.prompts_per_update: {per_update} is more than a step samples; "
                 f"lower it to rollout.prompts_per_step ({self.rollout.prompts_per_step}) or leave it out"
             )
+        least, most = self.model.min_pixels, self.model.max_pixels
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"model.min_pixels: {least} is more than model.max_pixels ({most}); lower it")
+        try:
+            mixture_weights(self.data.train)
+        except UserError as error:
+            raise ValueError(f"data.train: {error}") from error
         return self
 
 
@@ -131,7 +144,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _override(fields: dict[str, Any], override: str) -> None:
     name, equals, value = override.partition("=")
-    if not equals:
+    if not equals or not all(name.split(".")):
         raise UserError(f'"{override}": write overrides as section.key=value, e.g. rollout.temperature=0.9')
     *sections, key = name.split(".")
     for section in sections:
@@ -147,7 +160,9 @@ def _override(fields: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"])
+    # Beside keys and positions, pydantic names the alternative of a union that it tried, e.g. `dict[str,float]`.
+    parts = [str(part) for part in problem["loc"]]
+    where = ".".join(part for part in parts if part != "constrained-float" and "[" not in part)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
         close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
@@ -155,6 +170,8 @@ def _explain(problem: Any) -> str:
         return f"{where}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{where}: is missing; add it"
+    if problem["type"] == "model_type":
+        return f"{where}: is a section of keys, not {problem['input']!r}; write keys below it, or leave it out"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     return f"{where}: {problem['msg']}, not {problem['input']!r}"

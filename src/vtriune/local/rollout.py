@@ -26,7 +26,9 @@ class RolloutConfig(BaseModel):
     prompts_per_step: int = Field(1024, ge=1, description="Prompts of one training step.")
     responses_per_prompt: int = Field(8, ge=2, description="G: answers per prompt.")
     max_new_tokens: int = Field(2048, ge=1, description="Longer answers are cut and count as truncated.")
-    temperature: float = Field(1.0, gt=0, description="Of training rollouts and of sampled evaluation.")
+    temperature: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Of training rollouts and of sampled evaluation."
+    )
     prompts_per_batch: int = Field(64, ge=1, description="Prompts that are sampled together; bounds memory.")
 
 

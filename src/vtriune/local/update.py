@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,18 +15,21 @@ from transformers import DynamicCache
 from vtriune.grpo.loss import clip_higher
 from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
 
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class UpdateConfig(BaseModel):
     """The optimizer and the objective (5.1.2)."""
 
     model_config = ConfigDict(extra="forbid")
 
-    learning_rate: float | dict[Part, float] = Field(
+    learning_rate: Rate | dict[Part, Rate] = Field(
         1e-6, description="One rate, or one per part, e.g. {llm: 1e-6, connector: 1e-7}."
     )
     warmup_ratio: float = Field(0.05, ge=0, le=1, description="Share of all steps with a rising rate; constant after.")
-    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Of AdamW.")
+    weight_decay: Rate = Field(0.01, description="Of AdamW.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this total norm.")
     prompts_per_update: int | None = Field(
         None, ge=1, description="Prompts of one optimizer step; null: all of a step's prompts at once (on-policy)."
