@@ -200,8 +200,11 @@ def test_going_on_from_a_checkpoint_equals_never_having_stopped_bit_for_bit(
     for step in range(2):
         one_step(straight, ragged, step)
     straight.save(tmp_path)
+    generator = torch.get_rng_state()
     resumed = engine(folder, **settings)
+    torch.rand(5)
     resumed.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), generator)
     assert_equal_weights(resumed, straight)
     for step in range(2, 4):
         expected, expected_figures = one_step(straight, ragged, step)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vtriune.local import rollout as rollout_module
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import VisionLanguageModel
-from vtriune.local.rollout import generate, remove_placeholders, uniforms
+from vtriune.local.rollout import _inverse_cdf, generate, remove_placeholders, uniforms
 from vtriune.types import FinishReason, Rollout, Sample
 
 Load = Callable[..., VisionLanguageModel]
@@ -130,6 +130,7 @@ def test_placeholders_are_never_sampled_however_likely_the_model_finds_them(
     vlm = load(folder)
     bias = torch.zeros(vlm.model.lm_head.out_features)
     bias[list(vlm.placeholder_ids)] = 100.0
+    bias[:5] = -1e9  # probability zero, like the placeholders' after they are masked
     vlm.model.lm_head.bias = nn.Parameter(bias)
     prompts = [vlm.encode(sample) for sample in ragged]
     draws = draws_of(ragged, 6, 8)
@@ -138,7 +139,7 @@ def test_placeholders_are_never_sampled_however_likely_the_model_finds_them(
     for chosen in (draws, None):
         for prompt, group in zip(prompts, generate(vlm, prompts, chosen, max_new_tokens=8), strict=True):
             for one in group:
-                assert not np.isin(one.token_ids, vlm.placeholder_ids).any()
+                assert not np.isin(one.token_ids, [*range(5), *vlm.placeholder_ids]).any()
                 with torch.no_grad():
                     expected = plain_logprobs(vlm, prompt, one.token_ids)
                 np.testing.assert_allclose(one.logprobs, expected, atol=1e-5, rtol=0)
@@ -160,6 +161,16 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says(
         pooled = [np.append(counts[common], counts[~common].sum()) for counts in (observed, expected)]
         assert common.sum() > 5
         assert scipy.stats.chisquare(pooled[0], pooled[1] * count / pooled[1].sum()).pvalue > 1e-3
+
+
+def test_a_large_vocabulary_is_sampled_in_double_precision() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = torch.softmax(torch.from_numpy(rng.normal(0, 1, (4, 150_000)).astype(np.float32)), -1)
+    numbers = rng.random(4)
+    found = _inverse_cdf(probabilities, torch.from_numpy(numbers)).tolist()
+    cdf = probabilities.double().numpy().cumsum(-1)
+    expected = [int(np.searchsorted(row, u * row[-1], side="right")) for row, u in zip(cdf, numbers, strict=True)]
+    assert found == expected
 
 
 def test_random_numbers_depend_on_seed_step_and_sample_and_on_nothing_else() -> None:
