@@ -107,7 +107,9 @@ def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
 
     def check(spec: RewardSpec, sizes: tuple[ImageSize, ...]) -> None:
         for verdict in judge.submit([JudgeItem(answer, spec, nowhere, sizes) for answer in TRIAL_ANSWERS]).result():
-            if verdict.status is not Status.SCORED:
+            if verdict.status is Status.FAILED:  # not the row's fault: it must not be set aside for it
+                raise RuntimeError(f"the judge itself failed while rows were checked: {verdict.reason}")
+            if verdict.status is Status.UNSCORABLE:
                 raise UserError(verdict.reason)
             if verdict.reason in EXHAUSTED:
                 raise UserError(f"comparing an answer with ground_truth exhausts its verifier: {verdict.reason}")
@@ -124,6 +126,9 @@ def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
 
     train = [load(config) for config in recipe.data.train]
     test = [sample for config in recipe.data.test for sample in load(config)]
+    trained = {sample.id for source in train for sample in source}
+    if both := [sample.id for sample in test if sample.id in trained]:
+        raise UserError(f"data.test: {both[0]} and {len(both) - 1} more rows are in data.train, too; hold them out")
     if recipe.data.prompt_pool:
         test = [with_fixed_prompt(sample) for sample in test]
     return RunData(Mixture(train, mixture_weights(recipe.data.train), seed=recipe.seed), test, set_aside)

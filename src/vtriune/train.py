@@ -24,7 +24,7 @@ from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.recipe import Recipe
 from vtriune.reward.pool import JudgePool
 from vtriune.session import Interrupted, RunData, ask_and_judge, evaluate, load_data, new_store, polite_interrupt
-from vtriune.types import Progress, UserError
+from vtriune.types import Progress, Status, UserError
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
@@ -58,7 +58,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
             with store, Bars(*columns, console=console) as bars:
-                _Run(recipe, data, engine, judge, store, tracker, console, bars).go(first)
+                _Run(recipe, data, engine, judge, store, tracker, console, bars).go(first, fresh=not resume)
         finally:
             tracker.close()
 
@@ -74,11 +74,11 @@ class _Run:
     console: Console
     bars: Bars
 
-    def go(self, first: int) -> None:
+    def go(self, first: int, *, fresh: bool) -> None:
         """All steps from `first` on, with evaluations and checkpoints between them."""
         total, every = self.recipe.steps, self.recipe.evaluation.every
         with polite_interrupt(self.console) as asked_to_stop:
-            if first == 0:
+            if fresh:
                 for row in self.data.set_aside:
                     self.store.quarantine(0, row.id, row.reason)
                 self.evaluate(0)
@@ -115,6 +115,10 @@ class _Run:
         progress = Progress(step, recipe.steps, "train")
         size = recipe.rollout.responses_per_prompt
         judged = ask_and_judge(self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size)
+        for one in judged:
+            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
+                self.data.mixture.remove(one.group.sample.id)
+                self.set_aside(step + 1, one.group.sample.id, one.verdicts[0].reason)
         sampled = time.monotonic()
         learned = self.engine.update(judged, step, recipe.steps)
         figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}

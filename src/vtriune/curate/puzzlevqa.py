@@ -72,6 +72,9 @@ def _row(line: bytes, source: Path, where: str) -> Row:
 def main(
     source: Annotated[Path, typer.Argument(help="PuzzleVQA rows: puzzlevqa.jsonl, pictures relative to its folder.")],
     target: Annotated[Path, typer.Argument(help="The Parquet file to write; replaced if it exists.")],
+    test_every: Annotated[
+        int | None, typer.Option(min=2, help="Hold out every so many rows, in <target>_test.parquet beside it.")
+    ] = None,
 ) -> None:
     r"""Convert PuzzleVQA into a Parquet file that a recipe can name as a data source.
 
@@ -81,11 +84,16 @@ def main(
     try:
         if not source.is_file():
             raise UserError(f"{source}: no such file")
-        written = write_rows(convert(source), target)
+        rows = list(convert(source))
+        parts = {target: [row for number, row in enumerate(rows) if not test_every or number % test_every]}
+        if test_every:
+            parts[target.with_stem(f"{target.stem}_test")] = rows[::test_every]
+        written = {path: write_rows(part, path) for path, part in parts.items()}
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from error
-    typer.echo(f"{target}: {written} rows")
+    for path, count in written.items():
+        typer.echo(f"{path}: {count} rows")
 
 
 if __name__ == "__main__":

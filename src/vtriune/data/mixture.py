@@ -125,4 +125,5 @@ class Mixture:
         return sorted(self._members[source], key=lambda sample_id: stable_hash(self._seed, epoch, sample_id))
 
     def _fingerprint(self) -> str:
-        return f"{stable_hash(self._seed, repr(self._weights), repr(self._members)):016x}"
+        rows = [(sample.id, sample.source, sample.messages, sample.reward) for sample in self._samples.values()]
+        return f"{stable_hash(self._seed, repr(self._weights), repr(self._members), repr(rows)):016x}"

@@ -73,7 +73,9 @@ class RunFile(BaseModel):
 
 def holds_run(folder: Path) -> bool:
     """Whether `folder` holds a run, be it a damaged one."""
-    return any((folder / name).exists() for name in ("run.json", "metrics.jsonl", "recipe.yaml"))
+    return any(
+        (folder / name).exists() for name in ("run.json", "metrics.jsonl", "recipe.yaml", "rollouts", "checkpoints")
+    )
 
 
 def read_metrics(folder: Path) -> Iterator[MetricsRow]:
