@@ -19,6 +19,7 @@ from vtriune.data.images import FilePicture
 from vtriune.grpo.advantages import advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
+from vtriune.local.update import Learner, Lesson
 from vtriune.types import Group, JudgedGroup, Sample, Status, Verdict
 
 Engine = Callable[..., LocalEngine]
@@ -165,6 +166,27 @@ def test_a_step_whose_answers_all_lack_a_verdict_changes_nothing(
     groups = [judged(group, [Status.FAILED] * 4) for group in tiny.generate(ragged[:2], 0, 4)]
     assert tiny.update(groups, 0, 10) == {}
     assert_equal_weights(tiny, untouched)
+
+
+def test_every_off_policy_step_sees_the_sources_as_the_mixture_gave_them_out(
+    folders: dict[str, Path], engine: Engine, sample: Callable[..., Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three sources whose prompts differ in length, so that sampling puts them one after the other.
+    texts = {"ocr": "Read.", "count": "How many of the red shapes are there?", "chart": "Which bar is higher? " * 4}
+    samples = [replace(sample(f"{name}#{k}", text), source=name) for k in range(4) for name, text in texts.items()]
+    source_of = {text: name for name, text in texts.items()}
+    seen: list[list[str]] = []
+    original = Learner._optimizer_step
+
+    def noting(self: Learner, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float] | None:
+        prompts = [one.prompt.prompt for one in lessons]
+        seen.append([name for prompt in prompts for text, name in source_of.items() if text in prompt])
+        return original(self, lessons, step, total_steps)
+
+    monkeypatch.setattr(Learner, "_optimizer_step", noting)
+    groups, _ = one_step(engine(folders["qwen2_5_vl"], prompts_per_update=3), samples, 0)
+    assert [group.sample.source for group in groups[:4]] == ["ocr"] * 4  # as sampled: by length
+    assert seen == [["ocr", "count", "chart"]] * 4
 
 
 def test_learning_makes_rewarded_answers_more_likely(folder: Path, engine: Engine, ragged: list[Sample]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vtriune.local.model import Encoded, VisionLanguageModel, part_of
-from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, response_logprobs
+from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, response_logprobs, split
 from vtriune.types import Sample
 
 Load = Callable[..., VisionLanguageModel]
@@ -246,6 +247,7 @@ def test_off_policy_takes_several_optimizer_steps_and_leaves_the_trust_region_in
 
     first = learner.update(lessons, 0, 10)
     assert len(seen) == first["optimizer_steps"] == len(lessons)
+    assert first["skipped_updates"] == 0
     assert first["logprob_gap"] < 1e-5  # of the first optimizer step, where the policy is still the sampling one
     again = learner.update(lessons, 1, 10)
     assert again["clip_fraction"] > 0
@@ -267,13 +269,51 @@ def test_every_off_policy_step_follows_eq_1_of_its_own_prompts_at_the_weights_of
     assert_equal(seen[1], gradients(twin), 1e-5)
 
 
-def test_the_last_off_policy_chunk_may_be_smaller(
+@given(prompts=st.integers(1, 200), most=st.integers(1, 70))
+def test_optimizer_steps_see_nearly_equal_numbers_of_prompts_in_the_order_given(prompts: int, most: int) -> None:
+    chunks = split(range(prompts), most)
+    assert [k for chunk in chunks for k in chunk] == list(range(prompts))
+    sizes = [len(chunk) for chunk in chunks]
+    assert max(sizes) <= most
+    assert max(sizes) - min(sizes) <= 1
+    assert len(chunks) == math.ceil(prompts / most)
+
+
+def test_four_prompts_of_at_most_three_are_two_steps(
     folder: Path, load: Load, ragged: list[Sample], plain_logprobs: Plain, watch: Watch
 ) -> None:
     vlm = load(folder)
     learner = learner_on(vlm, prompts_per_update=3)
     seen = watch(vlm, learner)
     assert learner.update(lessons_of(vlm, ragged, plain_logprobs), 0, 10)["optimizer_steps"] == len(seen) == 2
+
+
+@pytest.mark.parametrize("poison", ["advantage", "weight"])
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(
+    folder: Path, load: Load, ragged: list[Sample], plain_logprobs: Plain, watch: Watch, poison: str
+) -> None:
+    vlm = load(folder)
+    lessons = lessons_of(vlm, ragged, plain_logprobs)
+    learner = learner_on(vlm, prompts_per_update=2)
+    learner.update(lessons, 0, 10)
+    before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
+    seen = watch(vlm, learner)
+    if poison == "advantage":
+        lessons[0].advantages[0] = np.inf
+    else:
+        next(one for one in vlm.model.parameters() if one.ndim > 1).register_hook(lambda g: torch.full_like(g, np.nan))
+
+    figures = learner.update(lessons, 1, 10)
+
+    assert all(np.isfinite(figure) for figure in figures.values())
+    if poison == "advantage":  # only the first of the two
+        assert len(seen) == figures["optimizer_steps"] == figures["skipped_updates"] == 1
+        assert figures["grad_norm"] > 0
+        assert all(value.isfinite().all() for value in vlm.model.state_dict().values())
+    else:
+        assert figures == {"optimizer_steps": 0, "skipped_updates": 2}
+        assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in vlm.model.parameters())
 
 
 def test_frozen_parts_stay_bit_identical_and_the_others_learn(

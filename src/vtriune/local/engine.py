@@ -62,9 +62,14 @@ class LocalEngine:
                 yield Group(sample, prompt.prompt, prompt.ids, prompt.sizes, kept)
 
     def update(self, judged: Sequence[JudgedGroup], step: int, total_steps: int) -> dict[str, float]:
-        """Learn from the groups of one step; answers without a verdict are left out altogether."""
+        """Learn from the groups of one step; answers without a verdict are left out altogether.
+
+        Lessons stand in the order in which the samples were encoded, where the sources take turns: sampling ordered
+        them by length, which is nearly by task, and off-policy each optimizer step would see a few tasks only.
+        """
         lessons: list[Lesson] = []
-        for one in judged:
+        place = {sample_id: k for k, sample_id in enumerate(self._encoded)}
+        for one in sorted(judged, key=lambda one: place[one.group.sample.id]):
             kept = [k for k, verdict in enumerate(one.verdicts) if verdict.status is Status.SCORED]
             rollouts = [one.group.rollouts[k] for k in kept]
             if rollouts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Item = TypeVar("Item")
 
 
 class UpdateConfig(BaseModel):
@@ -32,7 +35,7 @@ class UpdateConfig(BaseModel):
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="Of AdamW.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this total norm.")
     prompts_per_update: int | None = Field(
-        None, ge=1, description="Prompts of one optimizer step; null: all of a step's prompts at once (on-policy)."
+        None, ge=1, description="Most prompts of one optimizer step; null: all of a step's prompts at once (on-policy)."
     )
     epsilon_low: float = Field(0.2, gt=0, lt=1, description="Ratio clipped below at 1 - epsilon_low (eq. 1).")
     epsilon_high: float = Field(0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1).")
@@ -119,6 +122,16 @@ def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesso
         yield batch
 
 
+def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """As few runs of at most `most` items as possible, their sizes differing by at most one.
+
+    >>> split("abcdefghi", 4)
+    ['abc', 'def', 'ghi']
+    """
+    count = -(-len(items) // most)
+    return [items[a:b] for a, b in pairwise(len(items) * k // count for k in range(count + 1))]
+
+
 class Learner:
     """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state."""
 
@@ -142,21 +155,28 @@ class Learner:
         return rate * min(1.0, (step + 1) / max(1.0, self.config.warmup_ratio * total_steps))
 
     def update(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
-        """All optimizer steps of one rollout batch.
+        """All optimizer steps of one rollout batch, on nearly equal chunks of the lessons in the order given.
+
+        A step whose gradient is not finite is skipped: it would make every weight NaN.
 
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
-            first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over optimizer steps.
+            first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over the optimizer
+            steps taken; optimizer_steps taken and skipped_updates. Nothing at all without lessons.
         """
-        size = self.config.prompts_per_update or max(1, len(lessons))
-        chunks = [lessons[k : k + size] for k in range(0, len(lessons), size)]
-        figures: list[dict[str, float]] = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
-        if not figures:
+        if not lessons:
             return {}
-        means = {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
-        return means | {"logprob_gap": figures[0]["logprob_gap"], "optimizer_steps": float(len(figures))}
+        chunks = split(lessons, self.config.prompts_per_update or len(lessons))
+        steps = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
+        figures = [one for one in steps if one is not None]
+        result = {"optimizer_steps": float(len(figures)), "skipped_updates": float(len(steps) - len(figures))}
+        if figures:
+            result |= {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
+            result["logprob_gap"] = figures[0]["logprob_gap"]
+        return result
 
-    def _optimizer_step(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
+    def _optimizer_step(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float] | None:
+        """One optimizer step and its figures; None if it had to be skipped."""
         tokens = sum(lesson.tokens for lesson in lessons)
         loss, clipped, gap = 0.0, 0.0, 0.0
         # A group without spread has advantages of 0, hence no gradient: its tokens count, its forward pass is saved.
@@ -181,6 +201,9 @@ class Learner:
             gap = max(gap, surrogate.ratio_gap.item())
         norms = {part: _norm(parameters) for part, parameters in self.parameters.items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+        if not math.isfinite(total):
+            self.optimizer.zero_grad(set_to_none=True)
+            return None
         if total > self.config.max_grad_norm:
             for parameter in (one for list_ in self.parameters.values() for one in list_):
                 if parameter.grad is not None:
