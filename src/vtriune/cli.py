@@ -56,23 +56,24 @@ def train(
     [bold]vtriune train recipes/demo.yaml seed=1 --out runs/demo-1[/bold]
     [bold]vtriune train --resume runs/demo-1[/bold]
     """
+    if (recipe is None) == (resume is None):
+        raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
+    if resume is not None and (out is not None or replace):
+        raise UserError("--resume goes on with a run where it is; leave out --out and --replace")
+    if resume is not None and not (resume / "recipe.yaml").is_file():
+        raise UserError(f"{resume}: holds no run (no recipe.yaml); give the folder of one, e.g. runs/demo")
+
     from vtriune.monitor.table import plain  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
     from vtriune.session import Interrupted  # noqa: PLC0415
     from vtriune.train import train as run  # noqa: PLC0415
 
-    console = _console()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
-    if (recipe is None) == (resume is None):
-        raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
     if resume is not None:
-        if out is not None or replace:
-            raise UserError("--resume goes on with a run where it is; leave out --out and --replace")
-        if not (resume / "recipe.yaml").is_file():
-            raise UserError(f"{resume}: holds no run (no recipe.yaml); give the folder of one, e.g. runs/demo")
         loaded, folder = load_recipe(resume / "recipe.yaml"), resume
     elif recipe is not None:
         loaded, folder = load_recipe(recipe, overrides or []), out or Path("runs") / recipe.stem
+    console = _console()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
     try:
         run(loaded, folder, console, resume=resume is not None, replace=replace)
     except Interrupted as stop:
@@ -153,7 +154,7 @@ def judge(
         )
         for line in lines
     ]
-    with JudgePool() as pool:
+    with JudgePool(workers=min(2, len(items))) as pool:
         verdicts = pool.submit(items).result()
     if as_json:
         for verdict in verdicts:
