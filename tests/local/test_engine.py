@@ -72,6 +72,15 @@ def test_rows_that_cannot_be_encoded_are_returned_with_the_reason_and_the_others
     assert {group.sample.id for group in tiny.generate(good, 0, 2)} == {ragged[0].id, ragged[1].id}
 
 
+def test_a_row_that_exceeds_the_models_context_is_set_aside(folder: Path, engine: Engine, ragged: list[Sample]) -> None:
+    tiny = engine(folder, max_new_tokens=1)
+    room = tiny.vlm.context - len(tiny.vlm.encode(ragged[1]).ids)  # for the shortest prompt's answer
+    good, bad = engine(folder, max_new_tokens=room).encode(ragged)
+    assert good == [ragged[1]]
+    assert [sample for sample, _ in bad] == [ragged[0], *ragged[2:]]
+    assert all(f"an answer of up to {room} exceed" in reason for _, reason in bad)
+
+
 @dataclass
 class CountedPicture:
     """A picture that counts how often it is decoded."""

@@ -134,6 +134,22 @@ def test_a_prompt_that_writes_the_models_own_mark_is_refused(vlm: VisionLanguage
         vlm.encode(sample("own", "What is <|image_pad|>?", (60, 60)))
 
 
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_refused_with_the_lengths(
+    vlm: VisionLanguageModel, sample: MakeSample
+) -> None:
+    long = sample("row 7", "Count. " * 10, (60, 60))
+    prompt = len(vlm.encode(long).ids)
+    room = vlm.model.config.text_config.max_position_embeddings - prompt
+    assert len(vlm.encode(long, room).ids) == prompt
+    expected = (
+        rf"row 7: the prompt's {prompt} tokens \(4 of pictures\) and an answer of up to {room + 1} exceed the model's "
+    )
+    with pytest.raises(
+        UserError, match=expected + r"context of \d+; shorten the row or remove it, or lower model.max_p"
+    ):
+        vlm.encode(long, room + 1)
+
+
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match=f"model.path: {path} is not a transformers folder"):

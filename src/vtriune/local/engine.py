@@ -33,7 +33,7 @@ class LocalEngine:
         self._encoded.clear()
         for sample in samples:
             try:
-                self._encoded[sample.id] = self.vlm.encode(sample)
+                self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens)
                 good.append(sample)
             except UserError as error:
                 bad.append((sample, str(error)))

@@ -85,13 +85,15 @@ class VisionLanguageModel:
         self.image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
         eos = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         self.eos_ids: tuple[int, ...] = tuple(eos) if isinstance(eos, list) else (eos,)
+        self.context: int = self.model.config.get_text_config().max_position_embeddings
         self.pad_id: int = self.tokenizer.pad_token_id
 
-    def encode(self, sample: Sample) -> Encoded:
-        """Decode the pictures once and render the prompt.
+    def encode(self, sample: Sample, max_new_tokens: int = 0) -> Encoded:
+        """Decode the pictures once and render the prompt, which must leave room for `max_new_tokens` of an answer.
 
         Raises:
-            UserError: a picture is missing, corrupt or too narrow for the model; the row's marks and pictures differ.
+            UserError: a picture is missing, corrupt or too narrow for the model; the row's marks and pictures differ;
+                prompt and answer can exceed the model's context.
         """
         pictures = [image.load() for image in sample.images]
         pixel_values = grid_thw = None
@@ -118,6 +120,12 @@ class VisionLanguageModel:
             self.image_token * count + piece for count, piece in zip(tokens_per_picture, pieces[1:], strict=True)
         )
         ids = np.array(self.tokenizer.encode(expanded, add_special_tokens=False), dtype=np.int64)
+        if len(ids) + max_new_tokens > self.context:
+            raise UserError(
+                f"{sample.id}: the prompt's {len(ids)} tokens ({sum(tokens_per_picture)} of pictures) and an answer of "
+                f"up to {max_new_tokens} exceed the model's context of {self.context}; shorten the row or remove it, or "
+                "lower model.max_pixels or rollout.max_new_tokens"
+            )
         return Encoded(prompt, ids, pixel_values, grid_thw, sizes)
 
     def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[dict[str, Any], Tensor]:
