@@ -16,11 +16,13 @@ import pytest
 
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
 from vtriune.reward.pool import MIN_MEMORY, JudgePool
+from vtriune.reward.wire import encode_item, join
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status
 
 TEST = Progress(0, 1, "test")
 TOWER = r"\boxed{9^{9^{9^9}}}"
 BOX_GOLD = "<answer>\n[{'bbox_2d': [100, 100, 300, 300], 'label': 'shiba dog'}]\n</answer>"
+PRESETS: tuple[Preset, ...] = ("paper", "official_code", "modern")
 CRASHES = [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM]
 
 
@@ -38,11 +40,10 @@ def mixed_items() -> list[JudgeItem]:
         "<answer>[]</answer>",
     ]  # fmt: skip
     ratio = {"det_reward_ratio": {"iou_max_label_first": 1.0, "iou_completeness": 0.3}}
-    presets: tuple[Preset, ...] = ("paper", "official_code", "modern")
     specs = [
-        RewardSpec("mathverify", gold, 1.0, 0.5, preset=preset) for gold in (r"\boxed{4}", "") for preset in presets
+        RewardSpec("mathverify", gold, 1.0, 0.5, preset=preset) for gold in (r"\boxed{4}", "") for preset in PRESETS
     ]
-    specs += [RewardSpec("detection", BOX_GOLD, 1.0, 0.1, ratio, preset) for preset in presets]
+    specs += [RewardSpec("detection", BOX_GOLD, 1.0, 0.1, ratio, preset) for preset in PRESETS]
     specs += [
         RewardSpec("detecton", BOX_GOLD),
         RewardSpec("detection", BOX_GOLD, parameters={"iou_treshold": 1}),
@@ -374,6 +375,39 @@ with JudgePool(workers=2, cpu_limit=3600) as pool:
     assert trainer.returncode == -signal.SIGINT
     assert complaints.count("Traceback") == complaints.count("KeyboardInterrupt") == 1
     assert not any(is_running(pid) for pid in pids)
+
+
+LATE = (
+    (r"\sqrt{12}", r"2\sqrt{3}"), ("x^2+2x+1", "(x+1)^2"), (r"\int_0^1 x dx", "1/2"), (r"\sum_{n=1}^{5} n", "15"),
+    (r"\lim_{x\to 0} \sin(x)/x", "1"), ("(1,2]", "(1,2]"), (r"x \in (1,2) \cup (3,4)", r"(1,2) \cup (3,4)"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&5\end{pmatrix}"), (r"x<4", "x<5"),
+    (r"\frac{d}{dx} x^2", "2x"), (r"\log_2 8", "3"), ("x^3-1=0", "x^3=1"), ("3+4i", "4i+3"), (r"50\%", "0.5"),
+)  # fmt: skip
+"""Answers and golds of many kinds, most of which sympy has a module of its own for."""
+RIVALS = "<answer>[{'bbox_2d':[0,0,100,100],'label':'a'},{'bbox_2d':[0,0,90,100],'label':'a'}]</answer>"
+
+
+def test_what_is_imported_late_is_imported_before_the_first_answer() -> None:
+    items = [math_item(rf"\boxed{{{answer}}}", f"${gold}$", preset) for preset in PRESETS for answer, gold in LATE]
+    ratio = {"det_reward_ratio": {"map": 1.0, "iou_max_label_first": 1.0, "iou_max_iou_first": 1.0}}
+    rivals = [JudgeItem(RIVALS, RewardSpec("detection", RIVALS, parameters=ratio, preset=p), TEST) for p in PRESETS]
+    program = """
+import sys, orjson
+from vtriune.reward import worker
+worker._warm_up()
+before = set(sys.modules)
+verdicts = [worker.judge_item(worker.decode_item(fields)) for fields in orjson.loads(sys.stdin.buffer.read())]
+print(*(set(sys.modules) - before), *{str(verdict.status) for verdict in verdicts})
+"""
+    data = join([encode_item(item) for item in [*items, *mixed_items(), *rivals]])
+    judged = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True)
+    assert set(judged.stdout.decode().split()) == {"scored", "unscorable", "failed"}
+
+
+def test_boxes_that_compete_do_not_pay_for_an_import() -> None:
+    with JudgePool(workers=1, cpu_limit=0.1) as pool:
+        [verdict] = pool.submit([JudgeItem(RIVALS, RewardSpec("detection", RIVALS), TEST)]).result()
+    assert (verdict.accuracy, verdict.reason) == (1.0, "")
 
 
 def test_workers_stay_free_of_torch_and_transformers() -> None:

@@ -35,7 +35,7 @@ MIN_MEMORY = 512 * 2**20
 """Bytes; the libraries alone take 270-350 MiB of address space."""
 
 START_LIMIT = 60.0
-"""Seconds that a worker has to get ready, about one of which it needs on a free core."""
+"""Seconds that a worker has to get ready, about two of which it needs on a free core."""
 
 COUNTERS = ("judged", "reused", "started", "cpu limit", "gold cpu limit", "hung", "crashed", "retired")
 
@@ -252,7 +252,7 @@ class JudgePool:
                 again = [culprit]
         with self._changed:
             self._counters[end] += 1
-            # To the front and for whoever is free: the replacement of this worker takes a second to warm up.
+            # To the front and for whoever is free: the replacement of this worker takes a while to warm up.
             self._queue.extendleft(chunk for chunk in (rest, again) if chunk)
             self._changed.notify_all()
 

@@ -22,9 +22,21 @@ import orjson
 
 from vtriune.reward.judge import JudgeItem, Phase, judge_item
 from vtriune.reward.wire import decode_item, encode_verdict, receive_frame, send_frame
-from vtriune.types import Progress, RewardSpec
+from vtriune.types import Progress, RewardSpec, Status
 
 READY = b"ready"
+
+_WARM_UP_MATH = (
+    ("2", r"\frac{1}{2}"),
+    (r"\sqrt{12}", r"2\sqrt{3}"),
+    ("x^2+2x+1", "(x+1)^2"),
+    (r"x \in (1,2) \cup (3,4)", r"(1,2) \cup (3,4)"),
+    (r"\lim_{x\to 0} \sin(x)/x", "1"),
+    (r"\int_0^1 x dx", "1/2"),
+)
+"""Pairs of answer and gold that make sympy import each of the modules that it imports late."""
+_WARM_UP_BOXES = '[{"bbox_2d": [0, 0, 9, 9], "label": "a"}, {"bbox_2d": [0, 0, 9, 8], "label": "a"}]'
+"""Each overlaps each, so that the best matching has to be computed, with scipy."""
 
 
 def main() -> None:
@@ -79,9 +91,16 @@ def _address_space(statm: int) -> int:
 
 
 def _warm_up() -> None:
-    """Import what verifiers import late, so that no answer and no gold pays for it."""
-    item = JudgeItem(r"\boxed{\frac{1}{2}}", RewardSpec("mathverify", "2", preset="paper"), Progress(0, 1, "test"))
-    judge_item(item)
+    """Have imported and set up what verifiers need late, so that no answer and no gold pays for it."""
+    for answer, gold in _WARM_UP_MATH:
+        _judge_once("mathverify", rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}")
+    _judge_once("detection", _WARM_UP_BOXES, _WARM_UP_BOXES)
+
+
+def _judge_once(verifier: str, answer: str, gold: str) -> None:
+    verdict = judge_item(JudgeItem(answer, RewardSpec(verifier, gold), Progress(0, 1, "test")))
+    if verdict.status is not Status.SCORED:
+        raise RuntimeError(f"warming up: {verdict.reason}")
 
 
 if __name__ == "__main__":
