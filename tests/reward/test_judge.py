@@ -113,11 +113,12 @@ def test_a_row_brings_its_own_schedule() -> None:
     assert accuracies == [0.0, pytest.approx(200 / 220), 0.0]
 
 
-def test_official_code_applies_the_schedule_to_test_samples_as_well() -> None:
-    late = judge_item(JudgeItem(box_answer(320), OFFICIAL, TEST))
-    early = judge_item(JudgeItem(box_answer(320), OFFICIAL, replace(TEST, step=0)))
-    assert late.accuracy == pytest.approx(0.0)
-    assert early.accuracy == pytest.approx(0.7 * 200 / 220 + 0.3)
+def test_official_code_follows_the_schedule_in_training_and_never_on_the_test_split() -> None:
+    full = pytest.approx(0.7 * 200 / 220 + 0.3)
+    assert judge_item(JudgeItem(box_answer(320), OFFICIAL, START)).accuracy == full
+    assert judge_item(JudgeItem(box_answer(320), OFFICIAL, END)).accuracy == pytest.approx(0.0)
+    assert judge_item(JudgeItem(box_answer(320), OFFICIAL, TEST)).accuracy == full
+    assert judge_item(JudgeItem(box_answer(320), OFFICIAL, replace(TEST, step=0))).accuracy == full
 
 
 @pytest.mark.parametrize("total_steps", [0, -3])

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtriune.reward.schedule import threshold
-from vtriune.types import Progress
+from vtriune.types import Preset, Progress
 from vtriune.verifiers.base import GatedParams
 
+PRESETS: tuple[Preset, ...] = ("paper", "official_code", "modern")
 PAPER = GatedParams().iou_threshold
 
 
@@ -57,20 +58,32 @@ def test_a_number_is_a_schedule_without_steps(step: int, eps: float) -> None:
     assert threshold(eps, Progress(step, 50, "train")) == eps
 
 
-@given(st.integers(-5, 200), st.integers(-5, 100))
-def test_the_test_split_has_the_evaluation_threshold_whatever_the_progress(step: int, total_steps: int) -> None:
-    assert threshold(PAPER, Progress(step, total_steps, "test"), evaluation=0.6) == 0.6
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-@pytest.mark.parametrize(
-    ("step", "eps"), [(0, 0.85), (1, 0.85), (10, 0.85), (11, 0.95), (25, 0.95), (26, 0.99), (100, 0.99)]
-)
-def test_official_code_schedules_both_splits_and_ends_a_step_only_after_its_share(
-    split: str, step: int, eps: float
+@given(st.integers(-5, 200), st.integers(-5, 100), st.sampled_from(PRESETS))
+def test_the_test_split_has_the_evaluation_threshold_whatever_the_progress_and_preset(
+    step: int, total_steps: int, preset: Preset
 ) -> None:
-    progress = Progress(step, 100, "train" if split == "train" else "test")
-    assert threshold(PAPER, progress, evaluation=0.5, preset="official_code") == eps
+    assert threshold(PAPER, Progress(step, total_steps, "test"), evaluation=0.6, preset=preset) == 0.6
+
+
+@pytest.mark.parametrize(
+    ("total_steps", "step", "eps"),
+    [
+        # The server is told steps 1..100 and compares 10/100 > 0.10, 11/100 > 0.10, ...
+        (100, 0, 0.85), (100, 9, 0.85), (100, 10, 0.95), (100, 24, 0.95), (100, 25, 0.99), (100, 99, 0.99),
+        # 13/135 = 0.096, 14/135 = 0.104; 33/135 = 0.244, 34/135 = 0.252. Ours begin a step later, at 14 and 34.
+        (135, 12, 0.85), (135, 13, 0.95), (135, 32, 0.95), (135, 33, 0.99), (135, 134, 0.99),
+        (4, 0, 0.95), (4, 1, 0.99), (1, 0, 0.99),
+    ],
+)  # fmt: skip
+def test_official_code_counts_training_steps_from_1_as_the_released_server(
+    total_steps: int, step: int, eps: float
+) -> None:
+    assert threshold(PAPER, Progress(step, total_steps, "train"), preset="official_code") == eps
+
+
+@pytest.mark.parametrize(("step", "eps"), [(12, 0.85), (13, 0.85), (14, 0.95), (33, 0.95), (34, 0.99), (134, 0.99)])
+def test_the_other_presets_begin_a_step_once_its_share_is_done(step: int, eps: float) -> None:
+    assert eps_in_training(step, 135) == eps
 
 
 @pytest.mark.parametrize("progress", [Progress(0, 0, "train"), Progress(3, -1, "train"), Progress(-1, 10, "train")])

@@ -24,9 +24,10 @@ def threshold(
             from_progress. A step holds from its share of training on: with 100 steps the tenth of
             (0.10, 0.95) begins at step 10, since steps count from 0.
         progress: step / total_steps is the share of training that is done; past the end the last step holds.
-        evaluation: eps on the test split, fixed so that evaluations can be compared over time.
-        preset: `official_code` does as the released server: test samples follow the schedule too, and a step
-            begins only after its share is exceeded. That server gets steps that count from 1.
+        evaluation: eps on the test split, in every preset: fixed, so that evaluations can be compared over time.
+        preset: `official_code` does in training as the released server, which gets steps that count from 1 and lets
+            a step of the schedule begin only after its share is exceeded: (step + 1) / total_steps > from_progress.
+            (The released server schedules test samples too; a table of before and after would compare two rulers.)
 
     Raises:
         ValueError: `progress` is no point of a training run, e.g. total_steps is 0.
@@ -37,7 +38,7 @@ def threshold(
     >>> threshold(paper, Progress(50, 100, "test"))
     0.5
     """
-    if progress.split == "test" and preset != "official_code":
+    if progress.split == "test":
         return evaluation
     if progress.total_steps < 1:
         raise ValueError(f"progress.total_steps must be at least 1, got {progress.total_steps}")
@@ -45,9 +46,12 @@ def threshold(
         raise ValueError(f"progress.step must be at least 0, got {progress.step}")
     if isinstance(schedule, int | float):
         return float(schedule)
-    done = progress.step / progress.total_steps
     eps = schedule[0][1]
     for from_progress, value in schedule[1:]:
-        if done > from_progress or (done == from_progress and preset != "official_code"):
+        if preset == "official_code":
+            begun = (progress.step + 1) / progress.total_steps > from_progress
+        else:
+            begun = progress.step / progress.total_steps >= from_progress
+        if begun:
             eps = value
     return eps
