@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from vtriune.data.images import FilePicture
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
 from vtriune.local.rollout import generate, uniforms
-from vtriune.local.update import response_logprobs
+from vtriune.local.update import Learner, Lesson, UpdateConfig, response_logprobs
 from vtriune.types import Message, RewardSpec, Sample, UserError
 
 Load = Callable[..., VisionLanguageModel]
@@ -98,17 +98,43 @@ def test_freezing_leaves_exactly_the_other_parts_trainable(folder: Path, load: L
         assert parameter.requires_grad == (part_of(name) == "connector")
 
 
-def test_bfloat16_samples_and_learns_too(folder: Path, load: Load, ragged: list[Sample]) -> None:
-    vlm = load(folder, dtype="bfloat16")
-    prompts = [vlm.encode(sample) for sample in ragged]
-    draws = np.stack([uniforms(0, 0, sample.id, 2, 5) for sample in ragged])
-    groups = generate(vlm, prompts, draws, max_new_tokens=5)
-    recorded = np.concatenate([one.logprobs for group in groups for one in group])
-    found = response_logprobs(vlm, prompts, [[one.token_ids for one in group] for group in groups], 1.0)
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found.detach().numpy(), recorded, atol=0.3)  # bfloat16 keeps 8 bits
-    found.sum().backward()  # type: ignore[no-untyped-call]
-    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in vlm.model.parameters())
+def test_bfloat16_samples_and_learns_as_float32_does(folder: Path, load: Load, ragged: list[Sample]) -> None:
+    def learned(dtype: str) -> tuple[float, float]:
+        """Share of the weights that three optimizer steps at the paper's rate move, and by how much in the mean."""
+        vlm = load(folder, dtype=dtype)
+        prompts = [vlm.encode(sample) for sample in ragged]
+        draws = np.stack([uniforms(0, 0, sample.id, 2, 5) for sample in ragged])
+        groups = generate(vlm, prompts, draws, max_new_tokens=5)
+        assert {one.logprobs.dtype for group in groups for one in group} == {np.dtype(np.float32)}
+        before = {name: value.detach().clone() for name, value in vlm.model.named_parameters()}
+        learner = Learner(vlm, UpdateConfig(learning_rate=1e-6, warmup_ratio=0.0), 1.0)
+        for step in range(3):
+            lessons = [
+                Lesson(prompt, [one.token_ids for one in group], [one.logprobs for one in group], np.array([1.0, -1.0]))
+                for prompt, group in zip(prompts, groups, strict=True)
+            ]
+            gap = learner.update(lessons, step, 3)["logprob_gap"]
+            assert step > 0 or gap < (0.3 if dtype == "bfloat16" else 1e-5)  # bfloat16 keeps 8 bits
+        assert all(value.dtype == torch.float32 for value in vlm.model.parameters())
+        moved = torch.cat([(v.detach() - before[name]).abs().flatten() for name, v in vlm.model.named_parameters()])
+        return (moved > 0).double().mean().item(), moved.double().mean().item()
+
+    share, distance = learned("bfloat16")
+    expected_share, expected_distance = learned("float32")
+    assert expected_share > 0.5
+    assert share == pytest.approx(expected_share, abs=0.01)
+    assert distance == pytest.approx(expected_distance, rel=0.1)
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(folder: Path, load: Load, ragged: list[Sample]) -> None:
+    logprobs = {}
+    for dtype in ("float32", "bfloat16"):
+        vlm = load(folder, dtype=dtype)
+        answers = [[np.arange(9) + k] for k in range(len(ragged))]
+        logprobs[dtype] = response_logprobs(vlm, [vlm.encode(sample) for sample in ragged], answers, 1.0).detach()
+    assert logprobs["bfloat16"].dtype == torch.float32
+    gap = (logprobs["bfloat16"] - logprobs["float32"]).abs()
+    assert 1e-4 < gap.mean() < 0.1
 
 
 def test_a_picture_that_cannot_be_read_is_named(vlm: VisionLanguageModel, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class LocalEngine:
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code."""
-        weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.vlm.model.dtype).state_dict()
+        weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
         self.vlm.model.load_state_dict(weights)
         state = torch.load(folder / "optimizer.pt", map_location=self.vlm.device, weights_only=True)
         self.learner.optimizer.load_state_dict(state["optimizer"])

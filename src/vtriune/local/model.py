@@ -32,7 +32,10 @@ class ModelConfig(BaseModel):
 
     path: str = Field(description="A transformers folder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL model.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes the GPU if there is one.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of weights and computation.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type of computation. Weights and optimizer stay float32: bfloat16 ones would round updates away.",
+    )
     freeze: list[Part] = Field(
         ["vision", "connector"], description="Parts that are not trained; the paper freezes vision and connector (4)."
     )
@@ -75,6 +78,7 @@ class VisionLanguageModel:
         self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
         if config.device == "cuda" and self.device.type == "cpu":
             raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        self.bfloat16 = config.dtype == "bfloat16"
         model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
         for name, parameter in self.model.named_parameters():
@@ -123,8 +127,8 @@ class VisionLanguageModel:
         if len(ids) + max_new_tokens > self.context:
             raise UserError(
                 f"{sample.id}: the prompt's {len(ids)} tokens ({sum(tokens_per_picture)} of pictures) and an answer of "
-                f"up to {max_new_tokens} exceed the model's context of {self.context}; shorten the row or remove it, or "
-                "lower model.max_pixels or rollout.max_new_tokens"
+                f"up to {max_new_tokens} exceed the model's context of {self.context}; shorten the row or remove it, "
+                "or lower model.max_pixels or rollout.max_new_tokens"
             )
         return Encoded(prompt, ids, pixel_values, grid_thw, sizes)
 
@@ -153,6 +157,10 @@ class VisionLanguageModel:
         inputs = {name: value.to(self.device) for name, value in inputs.items()}
         return inputs, inputs["position_ids"].amax(dim=(0, 2)) + 1
 
+    def autocast(self) -> torch.autocast:
+        """The context in which the model runs: matrix products in bfloat16 if the recipe says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
     def logits(self, hidden: Tensor, temperature: float) -> Tensor:
         """(N, H) -> (N, V) float32 logits of the sampling policy: placeholders are never part of it."""
         logits: Tensor = self.model.lm_head(hidden).float()
@@ -175,7 +183,7 @@ def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
             path, **{name: value for name, value in bounds.items() if value is not None}
         )
         model, report = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), attn_implementation="sdpa", output_loading_info=True
+            path, dtype=torch.float32, attn_implementation="sdpa", output_loading_info=True
         )
     except UserError:
         raise

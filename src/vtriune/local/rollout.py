@@ -43,7 +43,6 @@ def uniforms(seed: int, step: int, sample_id: str, count: int, length: int) -> n
     return np.random.Generator(np.random.Philox(key=key)).random((count, length))
 
 
-@torch.no_grad()
 def generate(
     vlm: VisionLanguageModel,
     prompts: Sequence[Encoded],
@@ -67,46 +66,47 @@ def generate(
     group = 1 if draws is None else draws.shape[1]
     inputs, next_position = vlm.prompt_inputs(prompts)
     cache = DynamicCache(config=vlm.model.config)
-    hidden = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    cache.batch_repeat_interleave(group)
-    hidden = hidden.repeat_interleave(group, 0)
-    mask = inputs["attention_mask"].repeat_interleave(group, 0)
-    position = next_position.repeat_interleave(group, 0)
-    rows = len(prompts) * group
-    numbers = None if draws is None else torch.from_numpy(draws.reshape(rows, -1)).to(vlm.device)
+    with torch.no_grad(), vlm.autocast():
+        hidden = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        cache.batch_repeat_interleave(group)
+        hidden = hidden.repeat_interleave(group, 0)
+        mask = inputs["attention_mask"].repeat_interleave(group, 0)
+        position = next_position.repeat_interleave(group, 0)
+        rows = len(prompts) * group
+        numbers = None if draws is None else torch.from_numpy(draws.reshape(rows, -1)).to(vlm.device)
 
-    tokens = torch.zeros((rows, max_new_tokens), dtype=torch.long, device=vlm.device)
-    logprobs = torch.zeros((rows, max_new_tokens), device=vlm.device)
-    entropies = torch.zeros((rows, max_new_tokens), device=vlm.device)
-    lengths = torch.full((rows,), max_new_tokens, device=vlm.device)
-    stopped = torch.zeros(rows, dtype=torch.bool, device=vlm.device)
-    eos = torch.tensor(vlm.eos_ids, device=vlm.device)
-    alive = torch.arange(rows, device=vlm.device)  # rows that are still in the batch
-    for step in range(max_new_tokens):
-        distribution = torch.log_softmax(vlm.logits(hidden, temperature), -1)
-        probabilities = distribution.exp()
-        token = distribution.argmax(-1) if numbers is None else _inverse_cdf(probabilities, numbers[alive, step])
-        tokens[alive, step] = token
-        logprobs[alive, step] = distribution.gather(-1, token[:, None])[:, 0]
-        entropies[alive, step] = -(probabilities * distribution.clamp_min(-1e4)).sum(-1)
-        ended = torch.isin(token, eos) & ~stopped[alive]
-        lengths[alive[ended]] = step + 1
-        stopped[alive[ended]] = True
-        finished = stopped[alive]
-        if bool(finished.all()) or step + 1 == max_new_tokens:
-            break
-        if finished.float().mean() > DROP_FINISHED:
-            keep = (~finished).nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            alive, token, mask, position = alive[keep], token[keep], mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
-        hidden = vlm.model.model.language_model(
-            inputs_embeds=vlm.model.get_input_embeddings()(token[:, None]),
-            attention_mask=mask,
-            position_ids=(position + step).expand(3, -1)[..., None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        tokens = torch.zeros((rows, max_new_tokens), dtype=torch.long, device=vlm.device)
+        logprobs = torch.zeros((rows, max_new_tokens), device=vlm.device)
+        entropies = torch.zeros((rows, max_new_tokens), device=vlm.device)
+        lengths = torch.full((rows,), max_new_tokens, device=vlm.device)
+        stopped = torch.zeros(rows, dtype=torch.bool, device=vlm.device)
+        eos = torch.tensor(vlm.eos_ids, device=vlm.device)
+        alive = torch.arange(rows, device=vlm.device)  # rows that are still in the batch
+        for step in range(max_new_tokens):
+            distribution = torch.log_softmax(vlm.logits(hidden, temperature), -1)
+            probabilities = distribution.exp()
+            token = distribution.argmax(-1) if numbers is None else _inverse_cdf(probabilities, numbers[alive, step])
+            tokens[alive, step] = token
+            logprobs[alive, step] = distribution.gather(-1, token[:, None])[:, 0]
+            entropies[alive, step] = -(probabilities * distribution.clamp_min(-1e4)).sum(-1)
+            ended = torch.isin(token, eos) & ~stopped[alive]
+            lengths[alive[ended]] = step + 1
+            stopped[alive[ended]] = True
+            finished = stopped[alive]
+            if bool(finished.all()) or step + 1 == max_new_tokens:
+                break
+            if finished.float().mean() > DROP_FINISHED:
+                keep = (~finished).nonzero()[:, 0]
+                cache.batch_select_indices(keep)
+                alive, token, mask, position = alive[keep], token[keep], mask[keep], position[keep]
+            mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+            hidden = vlm.model.model.language_model(
+                inputs_embeds=vlm.model.get_input_embeddings()(token[:, None]),
+                attention_mask=mask,
+                position_ids=(position + step).expand(3, -1)[..., None],
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state[:, -1]
     rollouts = [
         _rollout(vlm, ids[:n], lps[:n], ents[:n], bool(stop))
         for ids, lps, ents, n, stop in zip(

@@ -85,25 +85,26 @@ def response_logprobs(
         mask[row, : len(ids)] = 1
     tokens, mask = tokens.to(vlm.device), mask.to(vlm.device)
 
-    inputs, next_position = vlm.prompt_inputs(prompts)
-    cache = DynamicCache(config=vlm.model.config)
-    prefix = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-    owner = torch.repeat_interleave(counts)  # (rows,) prompt of each answer
-    hidden = prefix[owner][:, None]
-    if length > 1:
-        cache.batch_select_indices(owner)
-        steps = torch.arange(length - 1, device=vlm.device)
-        rest = vlm.model.model.language_model(
-            inputs_embeds=vlm.model.get_input_embeddings()(tokens[:, :-1]),
-            attention_mask=torch.cat([inputs["attention_mask"][owner], mask[:, :-1]], 1),
-            position_ids=(next_position[owner][:, None] + steps).expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        hidden = torch.cat([hidden, rest], 1)
-    chosen = mask.bool()
-    logits = vlm.logits(hidden[chosen], temperature)
-    return torch.log_softmax(logits, -1).gather(-1, tokens[chosen][:, None])[:, 0]
+    with vlm.autocast():
+        inputs, next_position = vlm.prompt_inputs(prompts)
+        cache = DynamicCache(config=vlm.model.config)
+        prefix = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+        owner = torch.repeat_interleave(counts)  # (rows,) prompt of each answer
+        hidden = prefix[owner][:, None]
+        if length > 1:
+            cache.batch_select_indices(owner)
+            steps = torch.arange(length - 1, device=vlm.device)
+            rest = vlm.model.model.language_model(
+                inputs_embeds=vlm.model.get_input_embeddings()(tokens[:, :-1]),
+                attention_mask=torch.cat([inputs["attention_mask"][owner], mask[:, :-1]], 1),
+                position_ids=(next_position[owner][:, None] + steps).expand(3, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            hidden = torch.cat([hidden, rest], 1)
+        chosen = mask.bool()
+        logits = vlm.logits(hidden[chosen], temperature)
+        return torch.log_softmax(logits, -1).gather(-1, tokens[chosen][:, None])[:, 0]
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
