@@ -228,3 +228,14 @@ def test_every_key_is_documented_where_it_stands() -> None:
         return found
 
     assert undocumented(Recipe) == []
+
+
+def test_a_minimal_recipe_trains_with_the_papers_settings(write: Write) -> None:
+    """5.1.2: 1024 prompts, G = 8, 2048 tokens at temperature 1; on-policy at 1e-6, 5 % warm-up; clip 0.2 / 0.28."""
+    recipe = load_recipe(write())
+    rollout, update = recipe.rollout, recipe.update
+    assert (rollout.prompts_per_step, rollout.responses_per_prompt) == (1024, 8)
+    assert (rollout.max_new_tokens, rollout.temperature) == (2048, 1.0)
+    assert (update.prompts_per_update, update.learning_rate, update.warmup_ratio) == (None, 1e-6, 0.05)
+    assert (update.epsilon_low, update.epsilon_high) == (0.2, 0.28)
+    assert recipe.model.freeze == ["vision", "connector"]
