@@ -217,7 +217,7 @@ class Stage:
     """Share of answers that are those of another problem."""
 
 
-STAGES = (Stage(steps=1400, rates=1.0, noise=0.0), Stage(steps=160, rates=0.25, noise=0.2))
+STAGES = (Stage(steps=1400, rates=1.0, noise=0.0), Stage(steps=160, rates=0.25, noise=0.12))
 RARE_SHARE = 0.05
 """Share of the rare question forms in supervised training; in the demo it is a half."""
 

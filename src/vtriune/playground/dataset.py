@@ -58,6 +58,7 @@ def to_row(problem: Problem, source: str) -> Row:
                 "det_reward_ratio": DET_REWARD_RATIO,
                 "gold_space": "absolute_original",
                 "answer_space": "absolute_resized",
+                "eval_iou_threshold": 0.0,  # the held-out score of boxes is their mean IoU
             },
         }
     return row
