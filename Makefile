@@ -5,6 +5,9 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PLAYGROUND := runs/playground/.drawn
 
+# Holds for what packages are built with, too.
+export PIP_CONSTRAINT := constraints.txt
+
 .PHONY: demo test lint format clean
 
 # Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
@@ -25,14 +28,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 $(PLAYGROUND): $(INSTALLED) src/vtriune/playground/tasks.py src/vtriune/playground/dataset.py
+	rm -rf runs/playground
 	$(BIN)/python -m vtriune.playground.dataset runs/playground
 	touch $@
 
 # torch goes first and alone, by exact version: asked for through a dependency it would bring the CUDA build.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:

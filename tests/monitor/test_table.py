@@ -112,7 +112,8 @@ def test_a_list_of_runs_tells_how_each_stands(tmp_path: Path, judged: Judged) ->
     with RunStore.create(tmp_path / "alive", recipe={}, total_steps=5, threads=1):
         text = shown(runs_table(tmp_path))
     done = cells(text, "done")
-    assert (done[2:4], done[4], done[5]) == (["2/9", "finished"], "0.33", "0.0")
+    assert (done[2:4], done[4]) == (["2/9", "finished"], "0.33")
+    assert float(done[5]) >= 0  # minutes
     assert "stopped" in cells(text, "sweep/interrupted")[3]
     assert cells(text, "alive")[2:5] == ["0/5", "running", "-"]
     assert "damaged" in cells(text, "broken")[1]

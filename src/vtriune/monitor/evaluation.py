@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
 from vtriune.monitor.metrics import ALL
@@ -99,6 +99,24 @@ class Evaluation:
     greedy: Mapping[str, Score]
 
 
+def on_shared_prompts(before: Evaluation, after: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Both evaluations on the prompts that were scored both times, so that before and after can be compared: one in
+    the middle of a run may have asked fewer.
+    """
+
+    def shared(a: Mapping[str, Score], b: Mapping[str, Score]) -> dict[str, Score]:
+        return {
+            source: replace(score, by_prompt={p: v for p, v in score.by_prompt.items() if p in b[source].by_prompt})
+            for source, score in a.items()
+            if source in b and score.by_prompt.keys() & b[source].by_prompt.keys()
+        }
+
+    return (
+        Evaluation(shared(before.sampled, after.sampled), shared(before.greedy, after.greedy)),
+        Evaluation(shared(after.sampled, before.sampled), shared(after.greedy, before.greedy)),
+    )
+
+
 def gain(before: Score, after: Score) -> Estimate | None:
     """Mean change of a source's score over the prompts scored both times, with the standard error of the paired
     difference (clustered by prompt); None if no prompt was scored both times.
@@ -176,6 +194,7 @@ def summarize(before: Evaluation, after: Evaluation, *, minutes: float, steps: i
     Raises:
         ValueError: no source was scored in both.
     """
+    before, after = on_shared_prompts(before, after)
     sources: dict[str, SourceSummary] = {
         source: {
             "task": before.sampled[source].task,

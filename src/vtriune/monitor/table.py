@@ -15,7 +15,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vtriune.monitor.evaluation import Estimate, Evaluation, Score, gain, mean_over_tasks, sources_scored_in
+from vtriune.monitor.evaluation import (
+    Estimate,
+    Evaluation,
+    Score,
+    gain,
+    mean_over_tasks,
+    on_shared_prompts,
+    sources_scored_in,
+)
 from vtriune.monitor.files import read_rows
 from vtriune.monitor.metrics import ALL
 from vtriune.monitor.rollouts import read_evaluation
@@ -57,6 +65,8 @@ def before_after_table(before: Evaluation, after: Evaluation) -> Table:
         table.add_column(name, justify="right")
     columns: dict[str, list[tuple[str, Estimate]]] = {name: [] for name in ("before", "after", "gain", "gb", "ga")}
     prompts = 0
+    remarks = "\n".join(_remarks(before, after))
+    before, after = on_shared_prompts(before, after)
     for source in sources_scored_in(before, after):
         a, b = before.sampled[source], after.sampled[source]
         estimates = {
@@ -74,7 +84,7 @@ def before_after_table(before: Evaluation, after: Evaluation) -> Table:
         means = {name: mean_over_tasks(column) for name, column in columns.items()}
         table.add_section()
         table.add_row("mean over tasks", "", str(prompts), *_score_cells(means), style="bold")
-    table.caption = Text("\n".join(_remarks(before, after)), style="dim")
+    table.caption = Text(remarks, style="dim")
     table.caption_justify = "left"
     return table
 
