@@ -16,8 +16,11 @@ from hypothesis import settings
 settings.register_profile("vtriune", deadline=None)
 settings.load_profile("vtriune")
 
-TEACHING = 100
+TEACHING = 120
 """Steps that `taught_model` is taught; at temperature 0.6 it makes few mistakes after them."""
+
+BOX = '[{{"bbox_2d": [0, 1, 8, {}], "label": "box"}}]'
+"""An answer whose IoU with the gold of `rows` is 0.75, 0.875 or 1 if it is filled with 7, 8 or 9."""
 
 Vtriune = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,30 +82,28 @@ def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with rows that `taught_model` answers: `{train,test}_dots.jsonl` and `{train,test}_boxes.parquet`.
 
-    Dots are counted in pictures beside the file, and once without any picture. Gold boxes are 56 pixels square.
+    Dots are counted in pictures beside the file, and once without any picture. The gold box is always the same.
     """
     import orjson
     from PIL import Image, ImageDraw
 
     from vtriune.data.schema import Row, write_rows
-    from vtriune.playground.dataset import to_row
-    from vtriune.playground.tasks import Boxed, Problem
 
     folder = tmp_path_factory.mktemp("rows")
     for split, first in (("train", 0), ("test", 8)):
         lines = []
         boxes: list[Row] = []
         for number in range(first, first + 8):
+            file, dots = folder / f"dots_{number}.png", number % 4 + 1
             picture = Image.new("RGB", (112, 112), "white")
-            dots = number % 4 + 1
             for dot in range(dots):
                 ImageDraw.Draw(picture).ellipse((28 * dot, 7 * number, 28 * dot + 14, 7 * number + 14), fill="black")
-            picture.save(folder / f"dots_{number}.png")
+            picture.save(file)
             text_only = number == first
             lines.append(
                 {
                     "data_source": "dots",
-                    "images": [] if text_only else [f"dots_{number}.png"],
+                    "images": [] if text_only else [file.name],
                     "prompt": [
                         {"role": "user", "content": "What is 0 + 1?" if text_only else "<image>Count the dots."}
                     ],
@@ -110,19 +111,32 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "reward_model": {"ground_truth": str(dots), "verifier": "mathverify"},
                 }
             )
-            square = (Boxed((14, 14, 70, 70), "square"),)
-            boxes.append(to_row(Problem("detection", "", "Detect the square.", "", square, picture, ""), "boxes"))
+            boxes.append(
+                {
+                    "data_source": "boxes",
+                    "images": [{"bytes": file.read_bytes(), "path": None}],
+                    "prompt": [{"role": "user", "content": "<image>Detect every box."}],
+                    "ability": "detection",
+                    "reward_model": {
+                        "answer": None,
+                        "ground_truth": BOX.format(9),
+                        "accuracy_ratio": 1.0,
+                        "format_ratio": 0.1,
+                        "verifier": "detection",
+                    },
+                }
+            )
         (folder / f"{split}_dots.jsonl").write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
         write_rows(boxes, folder / f"{split}_boxes.parquet")
     return folder
 
 
 @pytest.fixture(scope="session")
-def taught_model(tiny_model: Path, rows: Path, playground: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught_model(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     r"""The tiny model, taught by rote what it needs for answers that are short and rewarded differently.
 
-    Where a question says "Detect", it answers with a box whose IoU with the gold of `rows` is 0.75, 0.875 or 1, each
-    about as often; to everything else it answers \boxed{1} to \boxed{4}.
+    It answers the boxes of `rows` with BOX filled with 7, 8 or 9, each about as often, and instructions to box the
+    answer with \boxed{1} to \boxed{4}.
     """
     import random
 
@@ -135,24 +149,26 @@ def taught_model(tiny_model: Path, rows: Path, playground: Path, tmp_path_factor
 
     torch.set_num_threads(1)
     vlm = VisionLanguageModel(ModelConfig(path=str(tiny_model), freeze=["vision", "connector"]))
-    sources = [SourceConfig(path="train_*"), SourceConfig(path=str(playground / "train"))]
-    loaded = [load_samples(source, preset="modern", base=rows, check=lambda *_: None) for source in sources]
-    samples = [sample for one in loaded for sample in one.samples]
-    samples = [with_prompt_pool(sample, epoch=0, seed=0) for sample in samples]
-    prompts = [(vlm.encode(sample), "Detect" in sample.messages[-1].content) for sample in samples]
+    loaded = load_samples(SourceConfig(path="train_*"), preset="modern", base=rows, check=lambda *_: None).samples
+    samples = [with_prompt_pool(sample, epoch, seed=0) for epoch in range(4) for sample in loaded]
+    prompts = [(vlm.encode(sample), sample.source == "boxes") for sample in samples]
     rng = random.Random(0)
     optimizer = torch.optim.AdamW([one for one in vlm.model.parameters() if one.requires_grad], lr=3e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, TEACHING)
     for _ in range(TEACHING):
-        batch = rng.choices(prompts, k=8)
+        batch = rng.sample(prompts, 4)
         texts = [
-            f'<answer>[{{"bbox_2d": [14, 14, 70, {rng.choice((56, 63, 70))}], "label": "square"}}]</answer>'
-            if detect
-            else f"\\boxed{{{rng.randint(1, 4)}}}"
-            for _, detect in batch
+            [BOX.format(rng.choice((7, 8, 9))) if boxes else f"\\boxed{{{rng.randint(1, 4)}}}" for _ in range(4)]
+            for _, boxes in batch
         ]
-        answers = [[np.array(vlm.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False))] for text in texts]
-        loss = -response_logprobs(vlm, [prompt for prompt, _ in batch], answers, 1.0).mean()
+        answers = [
+            [np.array(vlm.tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)) for text in group]
+            for group in texts
+        ]
+        lengths = [len(ids) for group in answers for ids in group]
+        # Between every token and every answer counting alike: boxes are long, numbers are short.
+        weights = torch.tensor(np.repeat(np.array(lengths) ** -0.5, lengths), dtype=torch.float32)
+        loss = -(response_logprobs(vlm, [prompt for prompt, _ in batch], answers, 1.0) * weights).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()

@@ -275,6 +275,7 @@ def test_the_resolved_recipe_in_the_run_folder_loads_again_and_is_equal(whole: P
     assert load_recipe(whole / "recipe.yaml") == load_recipe(recipe)
 
 
+@pytest.mark.heavy
 def test_a_run_killed_between_checkpoints_and_in_an_evaluation_continues_to_the_last_bit(
     whole: Path, recipe: Path, tmp_path: Path, start: Start
 ) -> None:
