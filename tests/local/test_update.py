@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vtriune.local.model import Encoded, VisionLanguageModel, part_of
+from vtriune.local import update as update_module
+from vtriune.local.model import Encoded, Part, VisionLanguageModel, part_of
 from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, response_logprobs, split
 from vtriune.types import Sample
 
@@ -60,6 +61,35 @@ def test_sharing_a_prompt_gives_the_log_probs_and_gradients_of_full_sequences(
 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert_equal(gradients(vlm), expected_gradients, 1e-5)
+
+
+@pytest.mark.parametrize("freeze", [[], ["llm"]])
+def test_log_probs_in_chunks_are_those_of_all_at_once(
+    folder: Path,
+    load: Load,
+    ragged: list[Sample],
+    gradients: Gradients,
+    monkeypatch: pytest.MonkeyPatch,
+    freeze: list[Part],
+) -> None:
+    vlm = load(folder, freeze)
+    prompts = [vlm.encode(sample) for sample in ragged]
+    answers = [answers_of([5, 1, 9]), answers_of([1], 1), answers_of([3, 12], 2), answers_of([4, 7], 3)]
+    weights = torch.randn(42, generator=torch.Generator().manual_seed(0)) / 42
+    largest: list[int] = []
+    vlm.model.lm_head.register_forward_hook(lambda _module, _args, logits: largest.append(logits.numel()))
+    found = []
+    for limit in (2**26, 5 * vlm.model.lm_head.out_features + 3):
+        monkeypatch.setattr(update_module, "LOGITS_PER_CHUNK", limit)
+        largest.clear()
+        logprobs = response_logprobs(vlm, prompts, answers, 0.7)
+        (logprobs * weights).sum().backward()  # type: ignore[no-untyped-call]
+        found.append((logprobs.detach(), gradients(vlm), max(largest) // vlm.model.lm_head.out_features))
+    (plain, plain_gradients, all_at_once), (chunked, chunked_gradients, a_few) = found
+    assert (all_at_once, a_few) == (42, 5)
+    torch.testing.assert_close(chunked, plain, atol=1e-6, rtol=1e-6)
+    assert chunked_gradients.keys() == plain_gradients.keys()
+    assert_equal(chunked_gradients, plain_gradients, 1e-6)
 
 
 def test_the_log_probs_of_a_text_only_batch_need_no_picture(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from vtriune.grpo.loss import clip_higher
@@ -20,6 +21,9 @@ from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
+
+LOGITS_PER_CHUNK = 2**26
+"""Logits that exist at the same time in the update: 256 MiB in float32, and each step of a softmax has a copy."""
 
 
 class UpdateConfig(BaseModel):
@@ -40,7 +44,7 @@ class UpdateConfig(BaseModel):
     epsilon_low: float = Field(0.2, gt=0, lt=1, description="Ratio clipped below at 1 - epsilon_low (eq. 1).")
     epsilon_high: float = Field(0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1).")
     tokens_per_batch: int = Field(
-        65_536, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
+        16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
     )
 
 
@@ -103,8 +107,24 @@ def response_logprobs(
             ).last_hidden_state
             hidden = torch.cat([hidden, rest], 1)
         chosen = mask.bool()
-        logits = vlm.logits(hidden[chosen], temperature)
-        return torch.log_softmax(logits, -1).gather(-1, tokens[chosen][:, None])[:, 0]
+        return _logprobs(vlm, hidden[chosen], tokens[chosen], temperature)
+
+
+def _logprobs(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """(N, H) hidden states and (N,) tokens that follow them -> (N,) log pi.
+
+    The distributions of many tokens over a large vocabulary would fill the memory several times over: they are made
+    chunk by chunk, and once more in the backward pass.
+    """
+
+    def plain(hidden: Tensor, tokens: Tensor) -> Tensor:
+        return torch.log_softmax(vlm.logits(hidden, temperature), -1).gather(-1, tokens[:, None])[:, 0]
+
+    size = max(1, LOGITS_PER_CHUNK // vlm.model.lm_head.out_features)
+    if len(tokens) <= size:
+        return plain(hidden, tokens)
+    chunks = zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
+    return torch.cat([checkpoint(plain, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
