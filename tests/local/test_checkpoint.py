@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +84,64 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "step-000003" / "weights").write_text("old")
     write(tmp_path, 3)
     assert (tmp_path / "step-000003" / "weights").read_text() == "of step 3"
+
+
+KILLED_BETWEEN_THE_RENAMES = """
+import os, signal, sys
+from pathlib import Path
+from vtriune.local.checkpoint import write_checkpoint
+
+def rename(path, target, original=Path.rename):
+    original(path, target)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Path.rename = rename
+write_checkpoint(Path(sys.argv[1]), 3, lambda folder: (folder / "weights").write_text("new"), {}, keep=1)
+"""
+
+
+def test_a_kill_while_replacing_leaves_the_one_that_was_to_be_replaced(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    process = subprocess.run([sys.executable, "-c", KILLED_BETWEEN_THE_RENAMES, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "step-000003").exists()
+    found, state = read_latest(tmp_path)
+    assert (found / "weights").read_text() == "of step 3"
+    assert state["step"] == 3
+    write(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_everything_is_on_the_disk_before_the_new_name_appears_and_the_name_before_old_ones_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, 1, keep=1)
+    events: list[tuple[set[str], str]] = []
+    real = os.fsync
+
+    def noting(descriptor: int) -> None:
+        events.append(({*names(tmp_path)}, Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    write(tmp_path, 2, keep=1)
+    *contents, last = events
+    assert {name for _, name in contents} == {"weights", "state.json", ".step-000002.tmp"}
+    assert all(present == {"step-000001"} for present, _ in contents)
+    assert last == ({"step-000001", "step-000002"}, tmp_path.name)
+    assert names(tmp_path) == ["step-000002"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 40, b'{"step": 2, "da', b"[1]", b"{}", b'{"step": null}', b"\xff"])
+def test_a_damaged_state_is_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    file = tmp_path / "step-000002" / "state.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{file}: damaged \(.+\); delete the folder {file.parent} to resume from the"):
+        read_latest(tmp_path)
+    shutil.rmtree(file.parent)
+    assert read_latest(tmp_path)[1]["step"] == 1
 
 
 def test_a_folder_without_a_state_is_no_checkpoint(tmp_path: Path) -> None:

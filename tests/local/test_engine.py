@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
@@ -20,7 +21,7 @@ from vtriune.grpo.advantages import advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
 from vtriune.local.update import Learner, Lesson
-from vtriune.types import Group, JudgedGroup, Sample, Status, Verdict
+from vtriune.types import Group, JudgedGroup, Sample, Status, UserError, Verdict
 
 Engine = Callable[..., LocalEngine]
 Watch = Callable[..., list[dict[str, Tensor]]]
@@ -260,6 +261,36 @@ def test_a_loaded_model_keeps_its_parts_frozen(
     assert {part_of(name) for name in changed} == {"llm"}
 
 
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("damage", ["cut off", "zeros", "empty", "gone"])
+def test_a_damaged_checkpoint_is_named_with_the_way_out(
+    folders: dict[str, Path], engine: Engine, ragged: list[Sample], tmp_path: Path, file: str, damage: str
+) -> None:
+    tiny = engine(folders["qwen2_5_vl"])
+    one_step(tiny, ragged[:2], 0)
+    tiny.save(tmp_path)
+    path = tmp_path / file
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"cut off": content[:-1000], "zeros": bytes(len(content)), "empty": b""}[damage])
+    with pytest.raises(
+        UserError, match=rf"{path}: damaged \(.+\); delete the folder {tmp_path} to resume from the check"
+    ):
+        tiny.load(tmp_path)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_damaged(folders: dict[str, Path], engine: Engine, tmp_path: Path) -> None:
+    tiny = engine(folders["qwen2_5_vl"])
+    tiny.save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[next(name for name in tensors if "up_proj" in name)]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged \(lacks .*up_proj\.weight, 1 in all\); delete"):
+        tiny.load(tmp_path)
+
+
 class Trap:
     """Runs code when it is unpickled."""
 
@@ -274,6 +305,6 @@ def test_a_checkpoint_from_elsewhere_cannot_run_code(
     tiny = engine(folders["qwen2_5_vl"])
     tiny.save(tmp_path)
     torch.save({"optimizer": Trap(), "rng": torch.get_rng_state()}, tmp_path / "optimizer.pt")
-    with pytest.raises(Exception, match="Weights only load failed"):
+    with pytest.raises(UserError, match=r"optimizer\.pt: damaged \(Weights only load failed"):
         tiny.load(tmp_path)
     assert not (tmp_path / "sprung").exists()

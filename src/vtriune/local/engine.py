@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
+from vtriune.local.checkpoint import damaged
 from vtriune.local.model import Encoded, ModelConfig, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
 from vtriune.local.update import Learner, Lesson, UpdateConfig
@@ -93,9 +94,24 @@ class LocalEngine:
         )
 
     def load(self, folder: Path) -> None:
-        """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code."""
-        weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
-        self.vlm.model.load_state_dict(weights)
-        state = torch.load(folder / "optimizer.pt", map_location=self.vlm.device, weights_only=True)
-        self.learner.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())
+        """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code.
+
+        Raises:
+            UserError: a file is damaged or missing.
+        """
+        file = folder / "model.safetensors"
+        try:
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+            if missing := sorted(report["missing_keys"]):  # transformers makes them up
+                raise ValueError(f"lacks {missing[0]}, {len(missing)} in all")
+            self.vlm.model.load_state_dict(model.state_dict())
+            file = folder / "optimizer.pt"
+            state = torch.load(file, map_location=self.vlm.device, weights_only=True)
+            self.learner.optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"].cpu())
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a damaged file leads transformers and torch to
+            raise damaged(file, error) from error
