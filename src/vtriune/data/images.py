@@ -5,8 +5,9 @@ Resizing and patching belong to the model's processor; caching decoded pictures 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -38,8 +39,29 @@ class CheckedImageRef(ImageRef, Protocol):
         """
 
 
+class _EncodedPicture(ABC):
+    """A picture whose file can be opened."""
+
+    __slots__ = ()
+    where: str
+
+    @abstractmethod
+    def _bytes(self) -> AbstractContextManager[BinaryIO]:
+        """The encoded picture."""
+
+    def check(self) -> tuple[int, int]:
+        """See CheckedImageRef."""
+        with self._bytes() as stream:
+            return _check(stream, self.where)
+
+    def load(self) -> PIL.Image.Image:
+        """See ImageRef."""
+        with self._bytes() as stream:
+            return _decode(stream, self.where)
+
+
 @dataclass(frozen=True, slots=True)
-class TablePicture:
+class TablePicture(_EncodedPicture):
     """Picture `position` in the `images` column of row `row`, both counted from 0."""
 
     file: TableFile
@@ -54,19 +76,9 @@ class TablePicture:
         with pa.BufferReader(images[self.position]["bytes"].as_buffer()) as stream:
             yield stream
 
-    def check(self) -> tuple[int, int]:
-        """See CheckedImageRef."""
-        with self._bytes() as stream:
-            return _check(stream, self.where)
-
-    def load(self) -> PIL.Image.Image:
-        """See ImageRef."""
-        with self._bytes() as stream:
-            return _decode(stream, self.where)
-
 
 @dataclass(frozen=True, slots=True)
-class FilePicture:
+class FilePicture(_EncodedPicture):
     """A picture in a file of its own."""
 
     path: Path
@@ -84,16 +96,6 @@ class FilePicture:
             ) from error
         with stream:
             yield stream
-
-    def check(self) -> tuple[int, int]:
-        """See CheckedImageRef."""
-        with self._bytes() as stream:
-            return _check(stream, self.where)
-
-    def load(self) -> PIL.Image.Image:
-        """See ImageRef."""
-        with self._bytes() as stream:
-            return _decode(stream, self.where)
 
 
 def _check(stream: BinaryIO, where: str) -> tuple[int, int]:
