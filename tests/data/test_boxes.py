@@ -1,4 +1,4 @@
-"""Box spaces and pairwise IoU: conversions are exact inverses, nothing is rounded, missing sizes are said."""
+"""Box spaces: conversions are exact inverses, nothing is rounded, missing sizes are said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtriune.data.boxes import BoxSpace, Floats, extent, from_relative, iou, to_relative
+from vtriune.data.boxes import BoxSpace, Floats, extent, from_relative, to_relative
 from vtriune.types import ImageSize
 
 SIZE = ImageSize(original=(640, 480), resized=(644, 476))
@@ -53,25 +53,6 @@ def test_a_space_in_pixels_needs_the_size_of_the_picture(space: BoxSpace) -> Non
         extent(space, ImageSize(original=(0, 480), resized=(0, 480)))
 
 
-@given(some_boxes(), some_boxes())
-def test_iou_is_symmetric_and_within_0_and_1(a: Floats, b: Floats) -> None:
-    overlap = iou(a, b)
-    assert overlap.shape == (len(a), len(b))
-    assert ((overlap >= 0) & (overlap <= 1)).all()
-    np.testing.assert_array_equal(overlap, iou(b, a).T)
-
-
-@given(some_boxes())
-def test_iou_of_a_box_with_itself_is_1_unless_it_has_no_area(boxes: Floats) -> None:
-    area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    np.testing.assert_allclose(np.diag(iou(boxes, boxes)), (area > 0).astype(float))
-
-
-@given(some_boxes(), some_boxes())
-def test_iou_is_the_same_in_every_space(a: Floats, b: Floats) -> None:
-    relative = iou(to_relative(a, BoxSpace.RELATIVE_1000), to_relative(b, BoxSpace.RELATIVE_1000))
-    np.testing.assert_allclose(iou(a, b), relative, atol=1e-9)
-
-
-def test_no_boxes_give_an_empty_table() -> None:
-    assert iou(np.zeros((0, 4)), np.zeros((3, 4))).shape == (0, 3)
+@pytest.mark.parametrize("space", BoxSpace)
+def test_no_boxes_are_converted_to_no_boxes(space: BoxSpace) -> None:
+    assert to_relative(np.zeros((0, 4)), space, SIZE).shape == (0, 4)

@@ -99,6 +99,60 @@ def test_equal_text_is_equal_in_modern(answer: str, gold: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
+        ("A=5", "5"),
+        ("N = 12", "12"),
+        ("x=4", "4"),
+        ("5", "A=5"),
+        ("5 kg", "5kg"),
+        (r"5\text{ kg}", r"5\,\mathrm{kg}"),
+        ("3 hours", "3 hour"),
+        (r"\frac{1}{2}\text{ m}", r"0.5\text{ m}"),
+        (r"1.60 \times 10^{-19}", r"1.6\times10^{-19}"),
+        ("1.6e-19", r"1.6\times10^{-19}"),
+        (r"3\times10^8", "300000000"),
+        ("2024-01-01", "2024-01-01"),
+    ],
+)
+def test_assignments_quantities_and_powers_of_ten_are_right_in_modern(answer: str, gold: str) -> None:
+    assert judge(rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}", "modern").accuracy == 1.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "accuracy"),
+    [
+        ("5000 m", "5 km", 0.0),
+        ("3 people", "3 persons", 0.0),
+        ("5", "5 kg", 1.0),
+        ("5 kg", "5", 1.0),
+        ("2000+22", "2022", 1.0),
+        ("2024-2", "2022", 1.0),
+        (r"\frac{1}{10^{19}}", r"\frac{1}{10^{20}}", 1.0),
+        ("1:2", "2:4", 1.0),
+        ("January 1, 2024", "2024-01-01", 0.0),
+    ],
+)
+def test_what_is_still_open_in_modern(answer: str, gold: str, accuracy: float) -> None:
+    """Verdicts that are known and not wanted: a later change that mends one should take it out of here."""
+    assert judge(rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}", "modern").accuracy == accuracy
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("5 m", "5 kg"),
+        ("3 hours", "3 minutes"),
+        (r"5\text{ kg}", r"5\text{ m}"),
+        ("5 oranges", "5 apples"),
+        (r"5\text{ oranges}", r"5\text{ apples}"),
+        ("5 m", "5 M"),
+        (r"9.8\text{ m/s}", r"9.8\text{ m/s}^2"),
+        (r"1.6\times10^{-19}", r"6.626\times10^{-34}"),
+        (r"6.626\times10^{-34}", r"1.6\times10^{-19}"),
+        ("0.0000003", "0.0000001"),
+        ("2022", "2024-01-01"),
+        ("2024-01-01", "2022"),
+        ("2024-01-02", "2024-01-01"),
+        ("D=5", "D"),
         ("team", "meat"),
         ("on", "no"),
         (r"\delta", r"\Delta"),

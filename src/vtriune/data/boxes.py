@@ -1,7 +1,7 @@
-"""Box spaces: what the four numbers of a box mean, conversion between the meanings, and IoU. Floats throughout,
-corners x1, y1, x2, y2.
+"""Box spaces: what the four numbers x1, y1, x2, y2 of a box mean, and conversion between the meanings, in floats.
 
 Which space gold or a model family's answers use is the sample's or the recipe's to say; nothing is guessed here.
+How far boxes overlap is verifiers/box_match.py's.
 """
 
 from __future__ import annotations
@@ -73,19 +73,3 @@ def from_relative(boxes: Floats, space: BoxSpace, size: ImageSize | None = None)
     """
     own: Floats = boxes * np.array(extent(space, size) * 2)
     return own
-
-
-def iou(a: Floats, b: Floats) -> Floats:
-    """Intersection over union of every box of `a` (N, 4) with every box of `b` (M, 4): (N, M), each in 0..1.
-
-    A box without area overlaps nothing: 0, also with itself.
-
-    >>> iou(np.array([[0.0, 0.0, 2.0, 2.0]]), np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 0.0, 3.0, 2.0]]))
-    array([[1.        , 0.33333333]])
-    """
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    inter = np.prod(np.maximum(sides, 0.0), axis=2)
-    area_a, area_b = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b))
-    union = area_a[:, None] + area_b[None, :] - inter
-    overlap: Floats = np.divide(inter, union, out=np.zeros_like(inter), where=inter > 0)
-    return overlap

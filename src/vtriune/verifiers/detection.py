@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from pydantic import ConfigDict
 
-from vtriune.data.boxes import BoxSpace, extent
+from vtriune.data.boxes import BoxSpace, from_relative, to_relative
 from vtriune.verifiers.answers import final_text, tagged
 from vtriune.verifiers.base import Context, GatedParams, Outcome, Unscorable
 from vtriune.verifiers.box_match import AP_THRESHOLDS, Pair, average_precisions, matched_ious, overlaps
@@ -159,24 +160,14 @@ def _read_answer(response: str, params: DetectionParams, context: Context) -> Bo
     unknown = official and size is None and params.answer_space is None
     if params.answered_in is params.gold_space or unknown:
         return answer
+    corners = np.array([box[1:] for box in answer.boxes]).reshape(-1, 4)
     try:
-        width, height = extent(params.answered_in, size)
-        gold_width, gold_height = extent(params.gold_space, size)
+        corners = from_relative(to_relative(corners, params.answered_in, size), params.gold_space, size)
     except ValueError as error:
         raise Unscorable(str(error)) from error
-    # Divided first, as the released code does: the other order rounds differently, and it truncates.
-    boxes = [
-        Box(
-            label,
-            x1 / width * gold_width,
-            y1 / height * gold_height,
-            x2 / width * gold_width,
-            y2 / height * gold_height,
-        )
-        for label, x1, y1, x2, y2 in answer.boxes
-    ]
     if official:
-        boxes = [Box(box.label, *map(float, map(int, box[1:]))) for box in boxes]
+        corners = np.trunc(corners)
+    boxes = [Box(box.label, *moved) for box, moved in zip(answer.boxes, corners.tolist(), strict=True)]
     return replace(answer, boxes=boxes)
 
 

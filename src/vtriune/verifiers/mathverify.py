@@ -1,14 +1,13 @@
 r"""`mathverify`: is the answer in the box mathematically the gold answer? One class, three presets.
 
-Finding the box is answers.py's job, the layout score format.py's; limits of time and memory are the judge's.
+Finding the box is answers.py's job, what needs no algebra plain_answers.py's, the layout score format.py's; limits of
+time and memory are the judge's.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -17,18 +16,10 @@ from pydantic import BaseModel, ConfigDict
 from vtriune.verifiers.answers import boxed, final_text, tagged
 from vtriune.verifiers.base import Context, Outcome, Unscorable
 from vtriune.verifiers.format import released_tag_score, tag_score
+from vtriune.verifiers.plain_answers import settle, sprayed
 
 MAX_ANSWER = 4000
 """Characters of a box (`paper`, `modern`). A longer one is no answer: the paper's golds end at 20."""
-
-_INTEGER = re.compile(r"[-+]?\d{1,40}")
-_DECIMAL = re.compile(r"[-+]?\d{1,40}(\.\d{1,40})?")
-_WORDS = re.compile(r"[^\W\d_]{2,}(\s+[^\W\d_]+)*")
-_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
-_OR = re.compile(r"\bor\b|\\lor\b|\\vee\b", re.IGNORECASE)
-_OPTION = re.compile(rf"[A-Z]|{_DECIMAL.pattern}")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
-_EQUALS = re.compile(r"(?<![\\<>!:])=")
 
 
 class MathVerifyParams(BaseModel):
@@ -54,10 +45,14 @@ class MathVerify:
         `official_code`: the released code, reward for reward: the whole response and gold are lower-cased, math-verify
             finds the answer itself (boxes first, several of them make a set, text without a box can count). R_fmt
             wants line breaks around the tags. One difference: unreadable gold, there a silent 0, is unscorable.
-        `modern`: as `paper`, but equal text is equal, whole numbers, words and Greek letters are compared as such
-            (`meat` is not `team`, `Yes` is `yes`, `\Delta` is not `\delta`), gold that is only text can be judged,
-            `A or B or C` and `A=B=C` are no answers unless gold is of that kind, and an `<answer>` tag without a box
-            counts if its text is the gold's.
+        `modern`: as `paper`, but what needs no algebra is settled first, see `plain_answers.settle`: equal text is
+            equal, numbers, words, dates, units and Greek letters are compared as such (`meat` is not `team`, `Yes` is
+            `yes`, `5 kg` is not `5 m`, `2022` is not `2024-01-01`). Gold that is only text can be judged, `A or B or C`
+            and `A=B=C` are no answers unless gold is of that kind, and an `<answer>` tag without a box counts if its
+            text is the gold's. Still open, since algebra or conversion would be needed: `5000 m` is not `5 km`; a unit
+            on one side only is ignored (`5` is `5 kg`), as is a percent sign on gold's side alone where gold has no
+            box; unfinished arithmetic is an answer (`2000+22` is `2022`); a tiny number that is no decimal
+            (`\frac{1}{10^{19}}`) is compared with an absolute tolerance; ratios are quotients (`1:2` is `2:4`).
 
     Source: arXiv 2505.18129 eq. 3-4; github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server/verify.py;
     equivalence is decided by github.com/huggingface/Math-Verify, its own time limits off.
@@ -102,14 +97,14 @@ class MathVerify:
         answer = boxed(final)
         if answer is None:
             tag = tagged(final) if context.preset == "modern" else None
-            equal = tag is not None and _settle(_plain(gold.text), _plain(tag)) is True
+            equal = tag is not None and settle(gold.text, tag) is True
             return _outcome(equal, layout, "" if equal else r"no \boxed{} answer found")
         if len(answer) > MAX_ANSWER:
             return _outcome(False, layout, f"the boxed answer is longer than {MAX_ANSWER} characters")
         if context.preset == "modern":
-            if _sprayed(gold.text, answer):
+            if sprayed(gold.text, answer):
                 return _outcome(False, layout, "several answers in one box")
-            settled = _settle(_plain(gold.text), _plain(answer))
+            settled = settle(gold.text, answer)
             if settled is not None:
                 return _outcome(settled, layout, "" if settled else "not equivalent to gold")
         equal = _equivalent(gold.parsed, _parse_answer(rf"\boxed{{{answer}}}"))
@@ -118,39 +113,6 @@ class MathVerify:
 
 def _outcome(equal: bool, layout: float, reason: str) -> Outcome:
     return Outcome(accuracy=float(equal), format=layout, correct=equal, reason=reason)
-
-
-def _plain(text: str) -> str:
-    r"""The text itself: no `\text{}` around it, no full stop behind it."""
-    text = text.strip().removesuffix(".")
-    wrapped = _TEXT.fullmatch(text)
-    return wrapped.group(1).strip() if wrapped else text
-
-
-def _sprayed(gold: str, answer: str) -> bool:
-    """Does the answer offer a choice (`A or B`, `A=B=C`, `3=4`) that gold does not?"""
-    if len(_OR.findall(answer)) > len(_OR.findall(gold)):
-        return True
-    sides = [side.strip() for side in _EQUALS.split(answer)]
-    if _EQUALS.search(gold):
-        return len(sides) > len(_EQUALS.split(gold))
-    options = all(_OPTION.fullmatch(side) for side in sides)
-    return len(sides) > 2 or (options and len(set(sides)) > 1)
-
-
-def _settle(gold: str, answer: str) -> bool | None:
-    """Are they equal? Decided here if it needs no computer algebra; None leaves it to math-verify."""
-    if gold == answer:
-        return True
-    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
-        return int(gold) == int(answer)
-    if _DECIMAL.fullmatch(gold) and _DECIMAL.fullmatch(answer) and Decimal(gold) == Decimal(answer):
-        return True
-    if _WORDS.fullmatch(gold) and _WORDS.fullmatch(answer):
-        return gold.casefold().split() == answer.casefold().split()
-    if _COMMAND.fullmatch(gold) and _COMMAND.fullmatch(answer) and gold.lower() == answer.lower():
-        return False  # math-verify takes Delta and delta for one symbol
-    return None
 
 
 @cache
