@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -167,6 +168,32 @@ def test_hostile_gold_is_found_and_stops_neither_the_check_nor_the_rows_after_it
     assert "2 of 4 rows cannot be used" in message
     assert "train.jsonl row 2 (line 2): reward_model: comparing an answer with ground_truth exhausts" in message
     assert 'train.jsonl row 4 (line 4): reward_model: verifier "mathverfy" is not registered' in message
+
+
+def test_rows_that_are_trained_on_are_not_held_out(recipe: Callable[..., Recipe], pool: JudgePool) -> None:
+    made = recipe(data={"train": [{"path": "train.jsonl"}], "test": [{"path": "t*.jsonl"}]})
+    with pytest.raises(UserError, match=r"data.test: train.jsonl#1 and 1 more rows are in data.train, too; hold them"):
+        load_data(made, pool)
+
+
+def test_no_row_is_set_aside_for_a_judge_that_breaks(recipe: Callable[..., Recipe]) -> None:
+    made = recipe(source={"on_bad_row": "quarantine"})
+    with JudgePool(workers=1) as dying:
+        over = threading.Event()
+
+        def kill() -> None:
+            while not over.wait(0.01):
+                for pid in dying.pids():
+                    os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        try:
+            with pytest.raises(RuntimeError, match="the judge itself failed while rows were checked"):
+                load_data(made, dying)
+        finally:
+            over.set()
+            killer.join()
 
 
 def test_bad_rows_are_set_aside_where_the_source_says_so(recipe: Callable[..., Recipe], pool: JudgePool) -> None:

@@ -20,8 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vtriune.curate.puzzlevqa import convert
-from vtriune.data.schema import write_rows
+from vtriune.curate.puzzlevqa import main
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
 from vtriune.recipe import load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
@@ -281,7 +280,7 @@ def test_a_run_killed_between_checkpoints_and_in_an_evaluation_continues_to_the_
 ) -> None:
     run = tmp_path / "run"
     training = start(run, recipe, "--out", run)
-    training.await_row(5)  # two steps after the checkpoint of step 3
+    training.await_row(2)  # two steps after the first checkpoint, which was made before all of them
     assert training.end(signal.SIGKILL)[0] == -signal.SIGKILL
     training = start(run, "--resume", run)
     training.await_row(STEPS)  # the last evaluation, which comes before the last checkpoint
@@ -291,8 +290,9 @@ def test_a_run_killed_between_checkpoints_and_in_an_evaluation_continues_to_the_
     assert training.end()[0] == 0
     assert_same_run(run, whole)
     starts = [session["from_step"] for session in json.loads((run / "run.json").read_text())["sessions"]]
-    assert starts == sorted(starts)
-    assert 0 == starts[0] < starts[1] < STEPS
+    assert starts[0] == 0
+    assert starts[1] in (0, 3)
+    assert starts[2] in (6, STEPS)
 
 
 def test_ctrl_c_stops_after_the_step_and_the_run_continues_to_the_last_bit(
@@ -414,19 +414,22 @@ def test_rows_that_turn_out_bad_are_set_aside_for_good(
 
 
 @pytest.mark.heavy
-def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(
-    tmp_path: Path, small: Callable[..., Path], start: Start, fixtures: Path
-) -> None:
-    puzzles = list(convert(fixtures / "puzzlevqa" / "puzzlevqa_20.jsonl"))
-    assert write_rows(puzzles, tmp_path / "train.parquet") == 20
-    write_rows(puzzles[:2], tmp_path / "test.parquet")
-    recipe = small(tmp_path / "train.parquet", tmp_path / "test.parquet", steps=3)
+def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(tmp_path: Path, start: Start, fixtures: Path) -> None:
+    main(fixtures / "puzzlevqa" / "puzzlevqa_20.jsonl", tmp_path / "puzzles.parquet", test_every=5)
     run = tmp_path / "run"
-    size = ("model.min_pixels=784", "model.max_pixels=262144")
-    code, output = start(run, recipe, *size, "rollout.prompts_per_step=7", "--out", run).end()
+    code, output = start(
+        run,
+        fixtures.parents[1] / "recipes" / "puzzlevqa.yaml",
+        f"data.train=[{{path: {tmp_path}/puzzles.parquet}}]",
+        f"data.test=[{{path: {tmp_path}/puzzles_test.parquet}}]",
+        *("steps=2", "threads=1", "model.device=cpu", "reward.workers=1"),
+        *("rollout.prompts_per_step=8", "rollout.responses_per_prompt=2", "rollout.max_new_tokens=24"),
+        *("--out", run),
+    ).end()
     assert code == 0, output
-    asked = [row for step in (1, 2, 3) for row in answers(run, "step", step)]
-    assert len({row["sample_id"] for row in asked}) == 20
+    asked = [row for step in (1, 2) for row in answers(run, "step", step)]
+    assert len({row["sample_id"] for row in asked}) == 16
+    assert len({row["sample_id"] for row in answers(run, "eval", 2)}) == 4
     for row in asked:
         assert (row["source"], row["task"], row["status"]) == ("puzzlevqa", "puzzle", "scored")
         assert row["images"][0]["original"] == [512, 512]
