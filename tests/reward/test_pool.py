@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,8 +18,9 @@ import pytest
 
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
 from vtriune.reward.pool import MIN_MEMORY, JudgePool
-from vtriune.reward.wire import encode_item, join
-from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status
+from vtriune.reward.wire import decode_verdict, encode_item, join, receive_frame, send_frame
+from vtriune.reward.worker import READY
+from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, Verdict
 
 TEST = Progress(0, 1, "test")
 TOWER = r"\boxed{9^{9^{9^9}}}"
@@ -77,7 +80,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[JudgePool]:
-    with JudgePool(workers=2, cpu_limit=1.0) as pool:
+    with JudgePool(workers=2, cpu_limit=1.0, wall_limit=3600) as pool:
         yield pool
 
 
@@ -206,10 +209,72 @@ def test_a_broken_parameter_is_unscorable_and_its_field_is_named(pool: JudgePool
     assert "iou_treshold" in verdict.reason
 
 
-def test_an_item_that_json_cannot_hold_is_unscorable_and_its_neighbours_are_judged(pool: JudgePool) -> None:
-    verdicts = pool.submit([math_item("\ud800"), math_item(r"\boxed{4}")]).result()
+def test_a_sample_that_json_cannot_hold_is_unscorable_and_its_neighbours_are_judged(pool: JudgePool) -> None:
+    verdicts = pool.submit([math_item("4", gold="\ud800"), math_item(r"\boxed{4}")]).result()
     assert [verdict.status for verdict in verdicts] == [Status.UNSCORABLE, Status.SCORED]
     assert "JSON" in verdicts[0].reason
+
+
+def test_an_answer_with_half_a_surrogate_pair_is_the_models_doing_and_scored_0(pool: JudgePool) -> None:
+    items = [math_item(r"\boxed{4}" + "\ud83d"), math_item(r"\boxed{4}"), math_item("\ud83d", gold="")]
+    verdicts = pool.submit(items).result()
+    assert verdicts == [judge_item(item) for item in items]
+    assert [verdict.reward for verdict in verdicts] == [0.0, 1.0, None]
+    assert "no Unicode text" in verdicts[0].reason
+
+
+# A worker with one verifier more, which takes memory as it is told to.
+HUNGRY = """
+import sys
+from vtriune.reward import worker
+from vtriune.verifiers import registry
+from vtriune.verifiers.base import Outcome
+from vtriune.verifiers.mathverify import MathVerifyParams
+
+class Hungry:
+    name = "hungry"
+    Params = MathVerifyParams
+    kept = []
+
+    def parse_gold(self, gold, params, context):
+        return bytearray(int(gold))
+
+    def judge(self, response, gold, params, context):
+        self.kept.append(bytearray(int(response)))
+        return Outcome(1.0, 1.0, True)
+
+registry._VERIFIERS["hungry"] = Hungry()
+worker.main()
+"""
+
+
+@pytest.mark.parametrize(("answer", "gold", "status"), [("900", "0", Status.SCORED), ("0", "900", Status.UNSCORABLE)])
+def test_what_meets_the_memory_limit_is_left_to_a_fresh_worker_unless_this_one_is(
+    answer: str, gold: str, status: Status
+) -> None:
+    def item(answer: str, gold: str) -> JudgeItem:
+        return JudgeItem(answer + "000000", RewardSpec("hungry", gold + "000000"), TEST)
+
+    def serve(*items: JudgeItem) -> tuple[list[Verdict], int]:
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-c", HUNGRY, "2.0", str(2**30)]
+        with ours, ours.makefile("rb") as stream, subprocess.Popen(command, stdin=theirs.fileno()) as process:
+            theirs.close()
+            assert receive_frame(stream) == READY
+            send_frame(ours, join([encode_item(one) for one in items]))
+            ours.shutdown(socket.SHUT_WR)
+            verdicts = []
+            with contextlib.suppress(EOFError):
+                while True:
+                    verdicts.append(decode_verdict(receive_frame(stream)))
+            return verdicts, process.wait()
+
+    small, large = item("1", "1"), item(answer, gold)
+    verdicts, code = serve(small, large, small)
+    assert ([verdict.reward for verdict in verdicts], code) == ([1.0], 0)
+    [verdict], code = serve(large)
+    assert (verdict.status, code) == (status, 0)
+    assert "memory limit" in verdict.reason
 
 
 def test_nothing_to_judge_is_nothing_to_wait_for(pool: JudgePool) -> None:

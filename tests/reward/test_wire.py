@@ -97,12 +97,18 @@ def test_an_overlong_answer_is_cut_and_still_judged_as_overlong() -> None:
     assert judge_item(decode_item(orjson.loads(data))) == judge_item(item)
 
 
-@pytest.mark.parametrize(
-    "broken", [replace(ITEM, response="\ud800"), replace(ITEM, spec=replace(ITEM.spec, parameters={"a": {1}}))]
-)
-def test_what_json_cannot_hold_is_a_value_error(broken: JudgeItem) -> None:
+@pytest.mark.parametrize("spec", [replace(ITEM.spec, gold="\ud800"), replace(ITEM.spec, parameters={"a": {1}})])
+def test_a_sample_that_json_cannot_hold_is_a_value_error(spec: RewardSpec) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        encode_item(broken)
+        encode_item(replace(ITEM, spec=spec))
+
+
+@pytest.mark.parametrize("response", ["\ud800", r"\boxed{4}" + "\udfff", "\ud800" + "x" * MAX_CHARACTERS])
+def test_an_answer_that_json_cannot_hold_is_judged_on_the_other_side_as_on_this(response: str) -> None:
+    item = replace(ITEM, response=response)
+    arrived = decode_item(orjson.loads(encode_item(item)))
+    assert (judge_item(arrived).reward, judge_item(item).reward) == (0.0, 0.0)
+    assert judge_item(arrived).status is judge_item(item).status is Status.SCORED
 
 
 @given(st.lists(st.binary(max_size=500), max_size=5))

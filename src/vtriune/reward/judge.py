@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import orjson
 from pydantic import BaseModel
@@ -26,7 +26,10 @@ MAX_CHARACTERS = 400_000
 MAX_REASON = 500
 """Reasons are one line of at most so many characters: they quote answers and parameters."""
 
-EXHAUSTED = ("cpu limit", "memory limit", "recursion limit")
+Exhaustion = Literal["cpu limit", "memory limit", "recursion limit"]
+"""What a judgement can run out of."""
+
+EXHAUSTED: tuple[Exhaustion, ...] = get_args(Exhaustion)
 """Reasons of a scored 0 for an answer whose judgement ran out of something."""
 
 Phase = Literal["gold", "answer"]
@@ -113,9 +116,40 @@ def weigh(accuracy: float, format: float, spec: RewardSpec) -> float:  # noqa: A
     return reward
 
 
-def exhausted(reason: str) -> Verdict:
+def exhausted(what: Exhaustion) -> Verdict:
     """The verdict on an answer that exhausted its verifier, which is the model's doing: 0, and why."""
+    return _worthless(what)
+
+
+def gold_exhausted(what: Exhaustion) -> Verdict:
+    """The verdict on every answer to a sample whose gold exhausts its verifier."""
+    return Verdict(Status.UNSCORABLE, reason=_gold_reason(what))
+
+
+def ran_out_of_memory(verdict: Verdict) -> bool:
+    """Did answer or gold meet the memory limit? In a process that holds less they may fit.
+
+    >>> ran_out_of_memory(exhausted("memory limit"))
+    True
+    """
+    return verdict in (exhausted("memory limit"), gold_exhausted("memory limit"))
+
+
+def is_unicode(text: str) -> bool:
+    """Can it be written as UTF-8? A lone surrogate can't, and so reaches no other process."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _worthless(reason: str) -> Verdict:
     return Verdict(Status.SCORED, reward=0.0, accuracy=0.0, format=0.0, correct=False, reason=reason)
+
+
+def _gold_reason(what: Exhaustion) -> str:
+    return f"ground_truth exhausts its verifier: {what}"
 
 
 def _check_weights(spec: RewardSpec) -> None:
@@ -164,8 +198,10 @@ def _prepared(
         return _Prepared(verifier, params, verifier.parse_gold(gold, params, context))
     except Unscorable as error:
         return str(error)
-    except (MemoryError, RecursionError) as error:
-        return f"ground_truth exhausts its verifier: {type(error).__name__}"
+    except MemoryError:
+        return _gold_reason("memory limit")
+    except RecursionError:
+        return _gold_reason("recursion limit")
 
 
 def _context(item: JudgeItem, params: BaseModel) -> Context:
@@ -179,7 +215,9 @@ def _context(item: JudgeItem, params: BaseModel) -> Context:
 
 def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:
     if len(item.response) > MAX_CHARACTERS:
-        return exhausted(f"answer longer than {MAX_CHARACTERS} characters")
+        return _worthless(f"answer longer than {MAX_CHARACTERS} characters")
+    if not is_unicode(item.response):
+        return _worthless("answer is no Unicode text: it holds half a surrogate pair")
     try:
         outcome = prepared.verifier.judge(item.response, prepared.gold, prepared.params, context)
     except MemoryError:

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import BinaryIO, Self, cast
+from typing import BinaryIO, Literal, Self, cast, get_args
 
-from vtriune.reward.judge import JudgeItem, exhausted
+from vtriune.reward.judge import JudgeItem, exhausted, gold_exhausted
 from vtriune.reward.wire import decode_verdict, encode_item, join, receive_frame, send_frame
 from vtriune.types import Status, Verdict
 
@@ -34,10 +34,13 @@ MAX_CHUNK_BYTES = 2**20
 MIN_MEMORY = 512 * 2**20
 """Bytes; the libraries alone take 270-350 MiB of address space."""
 
-START_LIMIT = 60.0
-"""Seconds that a worker has to get ready, about two of which it needs on a free core."""
+START_LIMIT = 300.0
+"""Seconds that a worker has to get ready: two on a free core, a hundred have been seen on a crowded one."""
 
-COUNTERS = ("judged", "reused", "started", "cpu limit", "gold cpu limit", "hung", "crashed", "retired")
+End = Literal["cpu limit", "gold cpu limit", "hung", "crashed", "retired"]
+"""What a worker died of."""
+
+COUNTERS: tuple[str, ...] = ("judged", "reused", "started", *get_args(End))
 
 
 class JudgePool:
@@ -223,6 +226,7 @@ class JudgePool:
         """Settle what a dead worker leaves: the first unanswered task is what it died of, the others go on."""
         culprit, rest = unanswered[0], unanswered[1:]
         again: list[_Task] = []
+        end: End
         with self._changed:
             closed = self._closed
         if closed:
@@ -236,9 +240,8 @@ class JudgePool:
             culprit.settle(exhausted("cpu limit"))
         elif code == -signal.SIGVTALRM:
             end = "gold cpu limit"
-            reason = "ground_truth exhausts its verifier: cpu limit"
             for task in [task for task in unanswered if task.same_sample(culprit)]:
-                task.settle(Verdict(Status.UNSCORABLE, reason=reason))
+                task.settle(gold_exhausted("cpu limit"))
             rest = [task for task in rest if not task.same_sample(culprit)]
         elif code == 0:
             end = "retired"

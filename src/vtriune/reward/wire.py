@@ -12,23 +12,27 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem
+from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, is_unicode
 from vtriune.types import ImageSize, Progress, RewardSpec, Status, Verdict
+
+_NOT_UNICODE = "\ud800"
 
 
 def encode_item(item: JudgeItem) -> bytes:
     """The item as JSON: equal items give equal bytes.
 
-    An overlong response or gold is cut where the judge already knows that it is overlong.
+    An overlong response or gold is cut where the judge already knows that it is overlong. Of a response with a lone
+    surrogate, which JSON can't hold and the judge doesn't read, only that is said.
 
     Raises:
-        ValueError: the item holds what JSON can't: a lone surrogate, an object in the parameters.
+        ValueError: the sample holds what JSON can't: a lone surrogate, an object in the parameters.
     """
     spec = item.spec
+    response = item.response[: MAX_CHARACTERS + 1]
     if len(spec.gold) > MAX_CHARACTERS:
         spec = replace(spec, gold=spec.gold[: MAX_CHARACTERS + 1])
     fields = {
-        "response": item.response[: MAX_CHARACTERS + 1],
+        "response": response if is_unicode(response) else None,
         "spec": spec,
         "progress": item.progress,
         "image_sizes": item.image_sizes,
@@ -40,13 +44,13 @@ def encode_item(item: JudgeItem) -> bytes:
 
 
 def decode_item(fields: dict[str, Any]) -> JudgeItem:
-    """The inverse of `encode_item` after `orjson.loads`."""
+    """The inverse of `encode_item`, as far as the judge can tell, after `orjson.loads`."""
     spec = fields["spec"]
     for weight in ("accuracy_weight", "format_weight"):
         if spec[weight] is None:  # JSON's spelling of NaN and infinity, which the judge refuses by name
             spec[weight] = float("nan")
     return JudgeItem(
-        response=fields["response"],
+        response=_NOT_UNICODE if fields["response"] is None else fields["response"],
         spec=RewardSpec(**spec),
         progress=Progress(**fields["progress"]),
         image_sizes=tuple(

@@ -1,10 +1,11 @@
 """A worker process of `pool.JudgePool`: judges the items it is sent, one by one, within limits.
 
 The limits are the kernel's, so that they hold inside one long call into C as well: a timer of CPU time whose
-signal kills the process, and a cap of its address space. Which signal it was tells the parent whose fault:
+signal kills the process, and a cap of its address space. How the process ended tells the parent whose fault:
 
     SIGVTALRM   gold took too long to parse: the sample is unscorable
     SIGPROF     the answer took too long to judge: it is scored 0
+    exit code 0 nobody's: memory is full of what was judged before, the rest is for a fresh worker
 
 Nothing here decides what becomes of the items that a dead worker leaves; the parent does.
 """
@@ -20,7 +21,7 @@ from typing import BinaryIO, cast
 
 import orjson
 
-from vtriune.reward.judge import JudgeItem, Phase, judge_item
+from vtriune.reward.judge import JudgeItem, Phase, judge_item, ran_out_of_memory
 from vtriune.reward.wire import decode_item, encode_verdict, receive_frame, send_frame
 from vtriune.types import Progress, RewardSpec, Status
 
@@ -53,6 +54,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, cpu_limit if phase == "gold" else 0)
         signal.setitimer(signal.ITIMER_PROF, cpu_limit if phase == "answer" else 0)
 
+    fresh = True
     while True:
         try:
             items = orjson.loads(receive_frame(stream))
@@ -63,6 +65,10 @@ def main() -> None:
             verdict = judge_item(item, entering)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.setitimer(signal.ITIMER_PROF, 0)
+            if ran_out_of_memory(verdict) and not fresh:
+                # Perhaps because of what earlier answers left behind: unanswered, it goes to another worker first.
+                return
+            fresh = False
             send_frame(channel, encode_verdict(verdict))
             # What an answer leaves behind (sympy caches results) would count against its neighbours.
             if _address_space(statm) > memory_limit * 3 // 4:
