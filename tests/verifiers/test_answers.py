@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vtriune.verifiers.answers import boxed, final_text, tagged
 
-LENGTH = 400_000
+Linear = Callable[[Callable[[str], object], str], None]
 HOSTILE = [
     "<answer>",
     "</answer>",
@@ -30,10 +32,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_400000_characters_of_anything_are_searched_in_linear_time(unit: str) -> None:
-    text = unit * (LENGTH // len(unit))
+def test_400000_characters_of_anything_are_searched_in_linear_time(unit: str, assert_linear: Linear) -> None:
     for search in (final_text, tagged, boxed):
-        search(text)
+        assert_linear(search, unit)
 
 
 @pytest.mark.parametrize(
