@@ -33,7 +33,7 @@ app.add_typer(runs_app, name="runs")
 
 def _console() -> Console:
     # Output into a file is 80 columns for rich, which would fold the tables.
-    return Console() if sys.stdout.isatty() else Console(width=110)
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 @app.command()

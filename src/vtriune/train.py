@@ -81,6 +81,11 @@ class _Run:
             if fresh:
                 for row in self.data.set_aside:
                     self.store.quarantine(0, row.id, row.reason)
+                if self.data.set_aside:
+                    said = (
+                        f"{len(self.data.set_aside)} rows are set aside: see {self.store.folder / 'quarantine.jsonl'}"
+                    )
+                    self.console.print(plain(said), style="yellow", soft_wrap=True)
                 self.evaluate(0)
                 self.save(0)
             bar, began = self.bars.add_task("training", total=total, completed=first), time.monotonic()
