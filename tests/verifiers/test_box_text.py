@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -12,7 +11,6 @@ from hypothesis import strategies as st
 from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
 from vtriune.verifiers.released_detection import read_boxes_as_released
 
-Linear = Callable[[Callable[[str], object], str], None]
 CAT = Box("cat", 1, 2, 3, 4)
 SEAT = Box("driver's seat", 5, 6.5, 7, 8)
 
@@ -178,10 +176,11 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
-def test_400000_characters_of_anything_are_read_in_linear_time(unit: str, assert_linear: Linear) -> None:
-    assert_linear(read_boxes, unit)
-    assert_linear(read_boxes_as_released, unit)
-    assert_linear(lambda text: read_boxes_as_released(f"<answer>{text}</answer>"), unit)
+def test_400000_characters_of_anything_are_read_in_linear_time(unit: str) -> None:
+    text = unit * (400_000 // len(unit))
+    read_boxes(text)
+    read_boxes_as_released(f"<answer>{text}</answer>")
+    read_boxes_as_released(text)
 
 
 @given(st.text(st.sampled_from("{}[]\"':,\\ 19.e-bbox_2dlabel<>\n"), max_size=200))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from vtriune.verifiers.box_text import MAX_BOXES
 from vtriune.verifiers.detection import Detection, DetectionParams
 from vtriune.verifiers.released_detection import DetRewardRatio
 
-Linear = Callable[[Callable[[str], object], str], None]
 VERIFIER = Detection()
 ATTESTED = DetRewardRatio(iou_max_label_first=1.0, iou_completeness=0.3)
 OURS: tuple[Preset, ...] = ("paper", "modern")
@@ -383,13 +381,7 @@ def test_spraying_boxes_is_bounded_and_earns_next_to_nothing() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("unit", ["<answer>", "</answer>", "{", '{"bbox_2d": [', "[", '"', "[]", "</think>", "}],"])
-def test_400000_characters_of_anything_are_judged_in_linear_time(
-    unit: str, preset: Preset, assert_linear: Linear
-) -> None:
-    gold = answer(listed([A]))
-
-    def judge_bare_and_tagged(text: str) -> None:
-        assert not judge(text, gold, preset).correct
-        assert not judge(answer(text), gold, preset).correct
-
-    assert_linear(judge_bare_and_tagged, unit)
+def test_400000_characters_of_anything_are_judged(unit: str, preset: Preset) -> None:
+    text = unit * (400_000 // len(unit))
+    assert not judge(text, answer(listed([A])), preset).correct
+    assert not judge(answer(text), answer(listed([A])), preset).correct

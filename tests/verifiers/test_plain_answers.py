@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 
 from vtriune.verifiers.plain_answers import settle, sprayed
 
-Linear = Callable[[Callable[[str], object], str], None]
 numbers = st.decimals(-1000, 1000, places=3).map(str)
 
 
@@ -84,14 +82,6 @@ def test_numbers_of_one_unit_are_never_equal_unless_they_are(a: str, b: str, uni
     assert settle(a + unit, a + unit) is True
     if settle(a + unit, b + unit):
         assert Decimal(a) == Decimal(b)
-
-
-@pytest.mark.parametrize(
-    "unit", ["1", "a", " ", "{", "=", "1,000", "a ", "1-", "or ", "5 square ", r"5\text{a}", r"\,", "1e"]
-)
-def test_400000_characters_of_anything_are_compared_in_linear_time(unit: str, assert_linear: Linear) -> None:
-    assert_linear(lambda text: (settle("5 kg", text), settle(text, "5 kg"), sprayed("D", text)), unit)
-    assert_linear(lambda text: settle("5 kg", "5 " + text), unit)
 
 
 @given(st.text(st.sampled_from("0123456789.-/^{}\\ emkgstx,~") | st.characters(exclude_categories=["Cs"])), st.text())
