@@ -1,1 +1,1 @@
-"""Verifier-level reward computation: routing, schedules, weighing (eq. 8) and the worker processes that judge."""
+"""Verifier-level reward computation: routing, weighing (eq. 8), worker processes, the HTTP service and its client."""

@@ -1,4 +1,4 @@
-"""One answer to one verdict: route by the sample's verifier, resolve its schedule, verify, weigh (eq. 8).
+"""One answer to one verdict: route by the sample's verifier, verify, weigh (eq. 8).
 
 Pure and in this process. Limits of time and memory are the worker processes' (`pool.py`); what is measured
 is the verifiers'.
@@ -15,10 +15,9 @@ from typing import Any, Literal, get_args
 import orjson
 from pydantic import BaseModel
 
-from vtriune.reward.schedule import threshold
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
 from vtriune.verifiers import registry
-from vtriune.verifiers.base import Context, GatedParams, Unscorable, Verifier
+from vtriune.verifiers.base import Context, Unscorable, Verifier, in_context_of
 
 MAX_CHARACTERS = 400_000
 """A longer answer is scored 0, longer gold is unscorable. Ten times what the longest token limits allow."""
@@ -43,6 +42,8 @@ class JudgeItem:
     spec: RewardSpec
     progress: Progress
     image_sizes: tuple[ImageSize, ...] = ()
+    response_tokens: int | None = None
+    """Length of the answer in tokens, for verifiers that shape by length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +206,14 @@ def _prepared(
 
 
 def _context(item: JudgeItem, params: BaseModel) -> Context:
-    eps = None
-    if isinstance(params, GatedParams):
-        eps = threshold(
-            params.iou_threshold, item.progress, evaluation=params.eval_iou_threshold, preset=item.spec.preset
-        )
-    return Context(item.spec.preset, item.progress.split, eps, item.image_sizes)
+    context = Context(
+        preset=item.spec.preset,
+        split=item.progress.split,
+        image_sizes=item.image_sizes,
+        progress=item.progress,
+        response_tokens=item.response_tokens,
+    )
+    return in_context_of(params, context)
 
 
 def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:

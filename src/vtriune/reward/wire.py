@@ -36,6 +36,7 @@ def encode_item(item: JudgeItem) -> bytes:
         "spec": spec,
         "progress": item.progress,
         "image_sizes": item.image_sizes,
+        "response_tokens": item.response_tokens,
     }
     try:
         return orjson.dumps(fields, default=dict, option=orjson.OPT_SORT_KEYS)
@@ -57,6 +58,7 @@ def decode_item(fields: dict[str, Any]) -> JudgeItem:
             ImageSize(original=tuple(size["original"]), resized=tuple(size["resized"]))
             for size in fields["image_sizes"]
         ),
+        response_tokens=fields["response_tokens"],
     )
 
 

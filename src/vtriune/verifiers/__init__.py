@@ -1,1 +1,1 @@
-"""Verifiers: what an answer is worth, one file per verifier. No schedules, no weights, no processes."""
+"""Verifiers: what an answer is worth, one file per verifier. No total weights (eq. 8), no processes."""

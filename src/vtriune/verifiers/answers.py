@@ -9,6 +9,8 @@ import re
 
 _BRACES = re.compile(r"\\boxed\s*+\{|\\.|[{}]", re.DOTALL)
 
+_TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
+
 
 def final_text(response: str) -> str:
     """What follows the last `</think>`; the whole response if it does not think, nothing if it never stops thinking.
@@ -22,6 +24,24 @@ def final_text(response: str) -> str:
     """
     _, closed, rest = response.rpartition("</think>")
     return "" if not closed and "<think>" in response else rest
+
+
+def final_answer(response: str) -> str:
+    r"""What is judged of a response that is asked for a short answer, stripped; empty if there is none.
+
+    Of the final text (see `final_text`) it is what the last `<answer>` holds, or all of it if no tag is there; of that,
+    the content of the last `\boxed{}`, or all of it if there is no box. A `\text{}` around the whole goes, too.
+
+    >>> final_answer(r"<think>3?</think><answer>It is \boxed{\text{red}}.</answer>"), final_answer("<think>3")
+    ('red', '')
+    """
+    final = final_text(response)
+    content = tagged(final)
+    content = final if content is None else content
+    inner = boxed(content)
+    answer = (content if inner is None else inner).strip()
+    wrapped = _TEXT.fullmatch(answer)
+    return wrapped.group(1).strip() if wrapped else answer
 
 
 def tagged(text: str) -> str | None:

@@ -1,18 +1,19 @@
 """What every verifier speaks: the context it judges in, its outcome, its protocol.
 
-No verifier lives here; weighing (eq. 8), schedules and time limits are the judge's.
+No verifier lives here; weighing (eq. 8) and time limits are the judge's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from vtriune.types import ImageSize, Preset, Split
+from vtriune.types import ImageSize, Preset, Progress, Split
+from vtriune.verifiers.schedule import threshold
 
 
 class Unscorable(ValueError):  # noqa: N818 - it names a verdict, not a bug
@@ -29,6 +30,10 @@ class Context:
     """eps of eq. 5, as the schedule resolved it; None for a verifier that has none."""
     image_sizes: tuple[ImageSize, ...] = ()
     """One per picture of the sample, in order."""
+    progress: Progress | None = None
+    """Where training stands, for schedules; None where nothing is scheduled, as while gold is read."""
+    response_tokens: int | None = None
+    """Length of the answer in tokens, the end token included; None if whoever asks did not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ Schedule = Annotated[tuple[tuple[Progressed, Share], ...], Field(min_length=1), 
 
 
 class GatedParams(BaseModel):
-    """Parameters of a verifier with an eps; the judge resolves them to `Context.threshold`."""
+    """Parameters of a verifier with an eps; `in_context_of` resolves them to `Context.threshold`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,6 +75,22 @@ class GatedParams(BaseModel):
     """eps of eq. 5 in training: fixed, or Dynamic IoU (3.4) as [[from_progress, eps], ...]."""
     eval_iou_threshold: Share = 0.5
     """eps on the test split: always fixed, so that its curve can be compared over time."""
+
+
+def in_context_of(params: BaseModel, context: Context) -> Context:
+    """The context that a verifier with `params` judges in: its own eps, resolved from its schedule.
+
+    Raises:
+        ValueError: `context.progress` is no point of a training run, or there is none and `params` need it.
+    """
+    if not isinstance(params, GatedParams):
+        return context
+    if context.progress is None:
+        raise ValueError("a threshold needs the progress of training, and the context has none")
+    eps = threshold(
+        params.iou_threshold, context.progress, evaluation=params.eval_iou_threshold, preset=context.preset
+    )
+    return replace(context, threshold=eps)
 
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)
@@ -82,7 +103,7 @@ class Verifier(Protocol[GoldT, ParamsT]):
     name: str
     """As rows call it, e.g. `detection`."""
     Params: type[ParamsT]
-    """The verifier's own parameters (`verifier_parm`); unknown fields are refused."""
+    """The verifier's own parameters (`verifier_parm`); unknown fields are refused. Frozen, so that they are hashable."""
 
     def parse_gold(self, gold: str, params: ParamsT, context: Context) -> GoldT:
         """Read the reference answer. It may use the preset and the image sizes of `context`, nothing else of it.

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtriune.reward.schedule import threshold
 from vtriune.types import Preset, Progress
 from vtriune.verifiers.base import GatedParams
+from vtriune.verifiers.schedule import threshold
 
 PRESETS: tuple[Preset, ...] = ("paper", "official_code", "modern")
 PAPER = GatedParams().iou_threshold
