@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 from benchmarks.reward_service import client, loads
@@ -115,7 +115,9 @@ class Speed:
             server = servers[system]
             at = server.port, server.pid
             if sent in BATCHED:
-                measured = client.alone(client.closed_loop, *at, batch_requests(cases, sent), IN_FLIGHT, self._seconds)
+                measured = client.alone(
+                    client.closed_loop, *at, batch_requests(cases, cast(Preset, sent)), IN_FLIGHT, self._seconds
+                )
             else:
                 way = client.as_released if sent == "session" else client.closed_loop
                 measured = client.alone(way, *at, one_by_one(cases), CONCURRENCY, self._seconds)
