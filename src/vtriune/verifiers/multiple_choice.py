@@ -25,7 +25,9 @@ _LETTER = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\bnot|n['’]t(?:\s+be)?)\s{1,3}(?:option\s{1,3}|choice\s{1,3})?[(*]{0,3}[A-Z](?![\w'’])", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\bnot|n['’]t(?:\s+be)?)\s{1,3}(?:option\s{1,3}|choice\s{1,3})?[(*]{0,3}[A-Z](?![\w'’])", re.IGNORECASE
+)
 _LABELLED = re.compile(r"[(\[]?([A-Z])(?:[)\].:]+|\s*[-–—]\s)\s*(\S.*)", re.IGNORECASE | re.DOTALL)
 _GLUED = re.compile(r"[A-Z]{2,26}")
 _COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)(?=\{)")
