@@ -218,6 +218,31 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
     return table
 
 
+@app.command()
+def verifiers(
+    name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
+    load: Annotated[
+        list[str] | None, typer.Option(help="A verifier of your own as module:function; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Names and JSON Schemas of parameters, as JSON.")] = False,
+) -> None:
+    """List the verifiers that rows can name, or show one with its definition and parameters.
+
+    [bold]vtriune verifiers detection[/bold]
+    [bold]vtriune verifiers --load my_rewards:concise --json[/bold]
+    """
+    from vtriune.verifiers import describe, registry  # noqa: PLC0415
+
+    for place in load or ():
+        registry.register(place)
+    shown = registry.names() if name is None else (registry.get(name).name,)
+    if as_json:
+        described = [{"name": one, "parameters": describe.schema(one)} for one in shown]
+        sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _console().print(describe.verifiers_table(shown) if name is None else describe.verifier_page(name))
+
+
 @runs_app.command("list")
 def runs_list(root: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = Path("runs")) -> None:
     """List all runs below a folder, the latest first."""

@@ -6,9 +6,11 @@ libraries that its verifier does not need.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
@@ -74,7 +76,8 @@ def get(name: str) -> Verifier[Any, Any]:
 def register(place: str) -> str:
     """Add a verifier of the user's own: a class, an instance or a plain function (see `FunctionVerifier`).
 
-    Places come from a recipe or the server's command line, never from a row or a request.
+    Places come from a recipe or the server's command line, never from a row or a request. The current folder may hold
+    the module; it is searched last, so that a file `signal.py` in it takes nothing from the standard library.
 
     Args:
         place: `module:attribute`; the module is imported.
@@ -88,15 +91,19 @@ def register(place: str) -> str:
     module, colon, attribute = place.partition(":")
     if not (module and colon and attribute):
         raise UserError(f'verifier "{place}": write it as module:function, e.g. my_rewards:concise')
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     try:
-        verifier = _load(place)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's module does
+        found = import_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's module does
         raise UserError(
-            f'verifier "{place}": can\'t be imported ({type(error).__name__}: {error}); '
-            "is the module in the current folder or in PYTHONPATH?"
+            f'verifier "{place}": {module} can\'t be imported ({type(error).__name__}: {error}); '
+            "is it in the current folder or in PYTHONPATH, and does it import by itself?"
         ) from error
+    if not hasattr(found, attribute):
+        raise UserError(f'verifier "{place}": {getattr(found, "__file__", module)} has no "{attribute}"')
+    verifier = _verifier(place, getattr(found, attribute))
     if _PLACES.get(verifier.name, place) != place:
         raise UserError(f'verifier "{place}": the name "{verifier.name}" is taken; rename it')
     _PLACES[verifier.name] = place
@@ -123,10 +130,27 @@ def parse_params(name: str, parameters: Mapping[str, Any]) -> BaseModel:
 
 def _load(place: str) -> Verifier[Any, Any]:
     module, _, attribute = place.partition(":")
-    found = getattr(import_module(module), attribute)
-    verifier = found() if isinstance(found, type) else found
-    if all(hasattr(verifier, part) for part in ("name", "Params", "parse_gold", "judge")):
-        return cast(Verifier[Any, Any], verifier)
-    if callable(verifier):
-        return FunctionVerifier(verifier)
-    raise UserError(f'verifier "{place}": is neither a function nor a verifier (name, Params, parse_gold, judge)')
+    return _verifier(place, getattr(import_module(module), attribute))
+
+
+def _verifier(place: str, found: Any) -> Verifier[Any, Any]:
+    """What stands at `place`, made a verifier. Raises UserError."""
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as error:  # whatever the user's class does
+            raise UserError(
+                f'verifier "{place}": the class can\'t be made without arguments ({type(error).__name__}: {error})'
+            ) from error
+    if not all(hasattr(found, part) for part in ("name", "Params", "parse_gold", "judge")):
+        if callable(found):
+            return FunctionVerifier(found)
+        raise UserError(f'verifier "{place}": is neither a function nor a verifier (name, Params, parse_gold, judge)')
+    if not (isinstance(found.name, str) and found.name):
+        raise UserError(f'verifier "{place}": its `name` must be what rows call it, got {found.name!r}')
+    config = getattr(found.Params, "model_config", {})
+    if not (config.get("extra") == "forbid" and config.get("frozen")):
+        # Else a parameter misspelt in a row would change nothing and be noticed by nobody.
+        wanted = 'model_config = ConfigDict(extra="forbid", frozen=True)'
+        raise UserError(f'verifier "{place}": Params must be a pydantic model with {wanted}')
+    return cast(Verifier[Any, Any], found)
