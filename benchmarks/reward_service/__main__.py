@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 from benchmarks.reward_service import client, loads
@@ -33,7 +34,6 @@ from benchmarks.reward_service.speed import (
 )
 
 LOADS = ("math", "math24", "detection", "mix")
-WORKERS = (1, 2)
 
 
 class Targets:
@@ -52,11 +52,11 @@ class Targets:
         print("\n".join(self._lines))
 
 
-def warm_up(servers: dict[str, Server]) -> None:
-    """What libraries import late and remember is not timed: 400 answers of each load that no cell asks."""
+def warm_up(servers: dict[str, Server], n: int) -> None:
+    """What libraries import late and remember is not timed: `n` answers of each load that no cell asks."""
     for system, server in servers.items():
         for kind in LOADS:
-            cases = loads.load(kind, "warm", 400)
+            cases = loads.load(kind, "warm", n)
             requests = one_by_one(cases) + (batch_requests(cases, "modern", 8) if system == "vtriune" else [])
             client.alone(client.closed_loop, server.port, server.pid, requests, CONCURRENCY, 20.0)
 
@@ -90,8 +90,8 @@ def show_agreement(title: str, found: Agreement) -> None:
         print(f"  {count:5} x {how}; e.g. {found.examples[how]}")
 
 
-def ratios(speed: Speed, targets: Targets) -> None:
-    for workers in WORKERS:
+def ratios(speed: Speed, targets: Targets, numbers: Sequence[int]) -> None:
+    for workers in numbers:
         for kind in LOADS:
             base = speed.best_baseline(kind, workers).verdicts
             single = speed.find(kind, workers, "vtriune", "keep-alive").verdicts / base
@@ -134,9 +134,9 @@ def show_beside(system: str, normal: Beside, bad: Beside) -> None:
         )
 
 
-def startup(targets: Targets, times: int) -> None:
+def startup(targets: Targets, numbers: Sequence[int], times: int) -> None:
     print("\nFrom exec to /readyz, and memory then")
-    for workers in WORKERS:
+    for workers in numbers:
         seconds = []
         for _ in range(times):
             with Server("vtriune", workers) as server:
@@ -154,17 +154,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: every part, figures worth nothing")
     parser.add_argument("--seconds", type=float, default=5.0, help="of load per cell (default 5)")
     options = parser.parse_args()
-    seconds = 0.5 if options.quick else options.seconds
+    seconds, numbers, warm, times = (0.5, (2,), 64, 1) if options.quick else (options.seconds, (1, 2), 400, 3)
     targets = Targets()
     speed = Speed(seconds)
     print(
         f"{os.cpu_count()} cores; {seconds:g} s a cell; one-sample requests {CONCURRENCY} at a time, batches of "
         f"{BATCH} {IN_FLIGHT} at a time; groups of {loads.G}; w: workers; CPU in ms per verdict\n"
     )
-    for workers in WORKERS:
+    for workers in numbers:
         with ExitStack() as stack:
             servers = {system: stack.enter_context(Server(system, workers)) for system in ("baseline", "vtriune")}
-            warm_up(servers)
+            warm_up(servers, warm)
             print(HEAD)
             for kind in LOADS:
                 speed.measure(kind, workers, servers)
@@ -173,14 +173,14 @@ def main() -> None:
     show_agreement("Rewards of /judge like the baseline's, every figure to 1e-9", speed.agreement())
     show_agreement("Verdicts of /v1/judge equal to the embedded judge's", speed.exactness())
     print("\nVerdicts per second as a ratio to the baseline's with its faster client")
-    ratios(speed, targets)
+    ratios(speed, targets, numbers)
     with Server("vtriune", 2) as server:
-        warm_up({"vtriune": server})
-        poison(server, 4 * seconds, 1 if options.quick else 5, targets)
+        warm_up({"vtriune": server}, warm)
+        poison(server, 4 * seconds, times, targets)
     with Server("baseline", 2) as server:
         normal, bad = (beside(server, "baseline", 4 * seconds, poisoned) for poisoned in (False, True))
         show_beside("baseline", normal, bad)
-    startup(targets, 1 if options.quick else 3)
+    startup(targets, numbers, times)
     targets.show()
 
 

@@ -242,6 +242,7 @@ def compare(theirs: Reply, ours: Reply, case: Case, found: Agreement) -> None:
     apart = [name for name in expected if not abs(expected[name] - given[name]) <= TOLERANCE]
     if apart:
         values = {name: (expected[name], given[name]) for name in apart[:3]}
-        found.differ(f"{case.verifier}: {apart[0]}", f"{about}: {json.dumps(values)}")
+        silent = " where the baseline says 0" if not any(expected.values()) else ""
+        found.differ(f"{case.verifier}: {apart[0]}{silent}", f"{about}: {json.dumps(values)}")
     else:
         found.alike += 1
