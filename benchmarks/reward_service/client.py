@@ -24,6 +24,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+APART = 0.2
+"""Seconds between the first of the requests that are sent beside others: each meets a process that is free, if any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What became of the request at `index`: seconds it took, HTTP status (0: connection lost), body."""
@@ -166,14 +170,15 @@ def open_loop(
         if status:
             idle.append(connection)
 
-    async def keep_busy(others: Sequence[bytes]) -> None:
+    async def keep_busy(others: Sequence[bytes], after: float) -> None:
+        await asyncio.sleep(after)
         for request in others:
             connection = await Connection.open(port)
             await connection.request(request)
             connection.close()
 
     async def main() -> None:
-        others = [asyncio.create_task(keep_busy(one)) for one in beside]
+        others = [asyncio.create_task(keep_busy(one, n * APART)) for n, one in enumerate(beside)]
         with _Meter(measured, pid):
             due = time.perf_counter()
             tasks = []
