@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -13,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
-from vtriune.reward.pool import MIN_MEMORY, JudgePool
+from vtriune.reward.pool import MIN_MEMORY, AsyncJudgePool, JudgePool, cpu_seconds
 from vtriune.reward.wire import decode_verdict, encode_item, join, receive_frame, send_frame
 from vtriune.reward.worker import READY
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, Verdict
@@ -66,11 +68,6 @@ def wait_until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def is_running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -86,10 +83,15 @@ def pool() -> Iterator[JudgePool]:
 
 def one_busy_worker(pool: JudgePool) -> int:
     """The worker that has been handed a runaway answer, once it is at work on it."""
-    [pid] = pool.pids()
-    before = cpu_seconds(pid)
-    wait_until(lambda: cpu_seconds(pid) > before + 0.1)
-    return pid
+    before = {pid: cpu_seconds(pid) for pid in pool.pids()}
+    busy: list[int] = []
+
+    def found() -> bool:
+        busy[:] = [pid for pid in pool.pids() if cpu_seconds(pid) > before.get(pid, 0) + 0.15]
+        return bool(busy)
+
+    wait_until(found)
+    return busy[0]
 
 
 @pytest.mark.parametrize("preset", ["modern", "official_code"])
@@ -225,7 +227,7 @@ def test_an_answer_with_half_a_surrogate_pair_is_the_models_doing_and_scored_0(p
 
 # A worker with one verifier more, which takes memory as it is told to.
 HUNGRY = """
-import sys
+import socket
 from vtriune.reward import worker
 from vtriune.verifiers import registry
 from vtriune.verifiers.base import Outcome
@@ -244,7 +246,7 @@ class Hungry:
         return Outcome(1.0, 1.0, True)
 
 registry._VERIFIERS["hungry"] = Hungry()
-worker.main()
+worker.serve(socket.socket(fileno=0), 2.0, 2**30)
 """
 
 
@@ -257,16 +259,15 @@ def test_what_meets_the_memory_limit_is_left_to_a_fresh_worker_unless_this_one_i
 
     def serve(*items: JudgeItem) -> tuple[list[Verdict], int]:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-c", HUNGRY, "2.0", str(2**30)]
-        with ours, ours.makefile("rb") as stream, subprocess.Popen(command, stdin=theirs.fileno()) as process:
+        with ours, subprocess.Popen([sys.executable, "-c", HUNGRY], stdin=theirs.fileno()) as process:
             theirs.close()
-            assert receive_frame(stream) == READY
+            assert receive_frame(ours) == READY
             send_frame(ours, join([encode_item(one) for one in items]))
             ours.shutdown(socket.SHUT_WR)
             verdicts = []
             with contextlib.suppress(EOFError):
                 while True:
-                    verdicts.append(decode_verdict(receive_frame(stream)))
+                    verdicts.append(decode_verdict(receive_frame(ours)))
             return verdicts, process.wait()
 
     small, large = item("1", "1"), item(answer, gold)
@@ -281,10 +282,62 @@ def test_nothing_to_judge_is_nothing_to_wait_for(pool: JudgePool) -> None:
     assert pool.submit([]).result() == []
 
 
-def test_a_verdict_under_way_cannot_be_cancelled(pool: JudgePool) -> None:
-    future = pool.submit([math_item(r"\boxed{4}")])
-    assert not future.cancel()
-    assert future.result()[0].reward == 1.0
+def test_what_is_cancelled_is_dropped_and_what_follows_is_judged() -> None:
+    with JudgePool(workers=1, cpu_limit=30) as pool:
+        pool.submit([math_item("")]).result()
+        future = pool.submit([math_item(rf"\boxed{{\sqrt{{{n}}}}}") for n in range(3000)])
+        assert future.cancel()
+        assert pool.submit([math_item(r"\boxed{4}")]).result()[0].reward == 1.0
+        wait_until(lambda: not pool.judge.depth)
+
+
+def test_verdicts_are_told_one_by_one_as_they_come_in() -> None:
+    async def judge() -> tuple[list[int], list[Verdict]]:
+        pool = AsyncJudgePool(workers=1, cpu_limit=1.0)
+        await pool.start()
+        told: list[tuple[int, Verdict]] = []
+        items = [math_item(TOWER), math_item(r"\boxed{4}"), math_item(r"\boxed{5}"), math_item(r"\boxed{4}")]
+        verdicts = await pool.judge(items, lambda position, verdict: told.append((position, verdict)))
+        await pool.close()
+        assert dict(told) == dict(enumerate(verdicts))
+        return [position for position, _ in told], verdicts
+
+    order, verdicts = asyncio.run(judge())
+    assert order == [1, 3, 2, 0]
+    assert [verdict.reward for verdict in verdicts] == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_slow_gold_that_can_be_read_is_read_once_for_all_of_its_answers(pool: JudgePool) -> None:
+    gold = r"\boxed{" + "+".join(["x"] * 600) + "}"
+    items = [math_item(rf"\boxed{{{n}x}}", gold, "paper") for n in range(594, 602)]
+    verdicts = pool.submit(items).result()
+    assert [verdict.reward for verdict in verdicts] == [float(n == 600) for n in range(594, 602)]
+
+
+def test_more_poisonous_answers_than_may_be_heavy_at_a_time_are_all_scored_0() -> None:
+    with JudgePool(workers=1, cpu_limit=0.5) as pool:
+        verdicts = pool.submit([math_item(TOWER + " " * n) for n in range(7)]).result()
+        assert pool.counters()["cpu limit"] == 7
+    assert {verdict.reason for verdict in verdicts} == {"cpu limit"}
+
+
+def test_a_small_request_does_not_wait_for_a_large_one_before_it() -> None:
+    with JudgePool(workers=1) as pool:
+        pool.submit([math_item("")]).result()
+        large = pool.submit([math_item(rf"\boxed{{\frac{{{n}}}{{7}}+\sqrt{{{n}}}}}") for n in range(400)])
+        small = pool.submit([math_item(r"\boxed{4}")])
+        assert small.result()[0].reward == 1.0
+        assert not large.done()
+
+
+def test_the_fork_servers_death_costs_no_answer_its_verdict() -> None:
+    with JudgePool(workers=1) as pool:
+        pool.submit([math_item("")]).result()
+        future = pool.submit([math_item(rf"\boxed{{\frac{{{4 * n}}}{{{n}}}}}") for n in range(1, 200)])
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pool.pids()}
+        [fork_server] = parents
+        os.kill(fork_server, signal.SIGKILL)
+        assert {verdict.reward for verdict in future.result()} == {1.0}
 
 
 def test_workers_keep_their_channel_from_verifiers_that_print_or_read(pool: JudgePool) -> None:
@@ -298,7 +351,7 @@ def test_workers_keep_their_channel_from_verifiers_that_print_or_read(pool: Judg
 def test_workers_have_their_memory_capped() -> None:
     with JudgePool(workers=1, memory_limit=MIN_MEMORY) as pool:
         pool.submit([math_item(r"\boxed{4}")]).result()
-        [pid] = pool.pids()
+        pid = pool.pids()[0]
         [line] = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "address space" in line]
         assert line.split()[3:5] == [str(MIN_MEMORY)] * 2
 
@@ -307,7 +360,7 @@ def test_a_swollen_worker_retires_and_no_answer_is_lost() -> None:
     spec = RewardSpec("detection", "", preset="paper")
     items = [
         JudgeItem(BOX_GOLD, replace(spec, gold=chr(0x1F600 + n) * (MAX_CHARACTERS - 1) + BOX_GOLD[:1]), TEST)
-        for n in range(150)
+        for n in range(400)
     ]
     items.append(JudgeItem(BOX_GOLD, replace(spec, gold=BOX_GOLD), TEST))
     with JudgePool(workers=1, memory_limit=MIN_MEMORY) as pool:
@@ -333,12 +386,13 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(number: signal.S
     assert [verdict.reward for verdict in verdicts] == [0.0] * 6 + [1.0]
 
 
-def test_an_idle_worker_that_is_killed_is_replaced_when_it_is_needed() -> None:
+def test_idle_workers_that_are_killed_are_replaced() -> None:
     with JudgePool(workers=1) as pool:
         pool.submit([math_item("")]).result()
-        [pid] = pool.pids()
-        os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not is_running(pid))
+        killed = pool.pids()
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(is_running(pid) for pid in killed))
         assert pool.submit([math_item(r"\boxed{4}")]).result()[0].reward == 1.0
 
 
@@ -347,7 +401,7 @@ def test_an_answer_that_two_workers_died_of_is_failed_with_the_signal_and_its_ne
         pool.submit([math_item("")]).result()
         future = pool.submit([math_item(TOWER), math_item(r"\boxed{4}")])
         os.kill(one_busy_worker(pool), signal.SIGSEGV)
-        wait_until(lambda: pool.counters()["started"] == 2)
+        wait_until(lambda: pool.counters()["crashed"] == 1)
         os.kill(one_busy_worker(pool), signal.SIGSEGV)
         verdicts = future.result()
     assert (verdicts[0].status, verdicts[0].reward) == (Status.FAILED, None)
@@ -370,10 +424,9 @@ def test_a_worker_that_hangs_without_computing_is_given_up_and_its_answer_is_fai
 def test_what_has_no_verdict_when_the_pool_is_closed_is_failed() -> None:
     with JudgePool(workers=1, cpu_limit=30) as pool:
         pool.submit([math_item("")]).result()
-        futures = [pool.submit([math_item(TOWER)]), pool.submit([math_item(r"\boxed{4}")])]
+        future = pool.submit([math_item(TOWER + " " * n) for n in range(9)])
         pid = one_busy_worker(pool)
-    for future in futures:
-        [verdict] = future.result()
+    for verdict in future.result():
         assert (verdict.status, verdict.reason) == (Status.FAILED, "the judge pool was closed")
     assert not is_running(pid)
     pool.close()
@@ -459,7 +512,7 @@ def test_what_is_imported_late_is_imported_before_the_first_answer() -> None:
     program = """
 import sys, orjson
 from vtriune.reward import worker
-worker._warm_up()
+worker.warm_up()
 before = set(sys.modules)
 verdicts = [worker.judge_item(worker.decode_item(fields)) for fields in orjson.loads(sys.stdin.buffer.read())]
 print(*(set(sys.modules) - before), *{str(verdict.status) for verdict in verdicts})
@@ -476,7 +529,7 @@ def test_boxes_that_compete_do_not_pay_for_an_import() -> None:
 
 
 def test_workers_stay_free_of_torch_and_transformers() -> None:
-    program = "import sys, vtriune.reward.pool, vtriune.reward.worker as w; w._warm_up(); print(*sys.modules)"
+    program = "import sys, vtriune.reward.pool, vtriune.reward.worker as w; w.warm_up(); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "math_verify" in loaded
     assert not {"torch", "transformers", "datasets"} & set(loaded)
@@ -485,6 +538,6 @@ def test_workers_stay_free_of_torch_and_transformers() -> None:
 @pytest.mark.parametrize(
     "arguments", [{"workers": 0}, {"cpu_limit": 0}, {"wall_limit": -1}, {"memory_limit": MIN_MEMORY - 1}]
 )
-def test_limits_that_cannot_work_are_refused_at_once(arguments: dict[str, int]) -> None:
+def test_limits_that_cannot_work_are_refused_at_once(arguments: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):
         JudgePool(**arguments)

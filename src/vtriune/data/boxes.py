@@ -53,7 +53,7 @@ def extent(space: BoxSpace, size: ImageSize | None) -> tuple[float, float]:
 
 
 def to_relative(boxes: Floats, space: BoxSpace, size: ImageSize | None = None) -> Floats:
-    """Boxes (N, 4) of `space` as (N, 4) in 0..1 of the picture's sides, neither rounded nor clipped.
+    """Boxes (N, 4) or points (N, 2) of `space`, likewise in 0..1 of the picture's sides, neither rounded nor clipped.
 
     Raises:
         ValueError: the space is in pixels and `size` is missing or not positive.
@@ -61,15 +61,15 @@ def to_relative(boxes: Floats, space: BoxSpace, size: ImageSize | None = None) -
     >>> to_relative(np.array([[0.0, 250.0, 500.0, 1000.0]]), BoxSpace.RELATIVE_1000)
     array([[0.  , 0.25, 0.5 , 1.  ]])
     """
-    relative: Floats = boxes / np.array(extent(space, size) * 2)
+    relative: Floats = boxes / np.array(extent(space, size) * (boxes.shape[1] // 2))
     return relative
 
 
 def from_relative(boxes: Floats, space: BoxSpace, size: ImageSize | None = None) -> Floats:
-    """The inverse of `to_relative`: boxes (N, 4) in 0..1 as (N, 4) of `space`, neither rounded nor clipped.
+    """The inverse of `to_relative`: boxes (N, 4) or points (N, 2) in 0..1 as those of `space`.
 
     Raises:
         ValueError: the space is in pixels and `size` is missing or not positive.
     """
-    own: Floats = boxes * np.array(extent(space, size) * 2)
+    own: Floats = boxes * np.array(extent(space, size) * (boxes.shape[1] // 2))
     return own

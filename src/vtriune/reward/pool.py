@@ -1,288 +1,573 @@
 """Judging in worker processes that can be killed: a poisonous answer costs itself its score, and nobody else anything.
 
-Who judges what, replacement and the meaning of a worker's death live here; what a worker does is `worker.py`,
-what a verdict is `judge.py`.
+Who judges what, what is set aside, replacement and the meaning of a worker's death live here; where workers come from
+is `forkserver.py`, what one does `worker.py`, what a verdict is `judge.py`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import BinaryIO, Literal, Self, cast, get_args
+from pathlib import Path
+from typing import Literal, cast, get_args
 
+import orjson
+
+from vtriune.reward.blocking import BlockingJudge, OnVerdict
 from vtriune.reward.judge import JudgeItem, exhausted, gold_exhausted
-from vtriune.reward.wire import decode_verdict, encode_item, join, receive_frame, send_frame
+from vtriune.reward.wire import decode_verdict, encode_item, frame, frames, join
+from vtriune.reward.worker import DROP, READY
 from vtriune.types import Status, Verdict
 
-MIN_CHUNK, MAX_CHUNK = 8, 32
-"""Answers handed over at a time: a group of 8 stays together, since every worker parses gold for itself; a large
-batch comes in pieces small enough that the workers finish together."""
+GROUP = 8
+"""Answers that are handed over together, if so many wait: groups of 8 stay together, since gold is parsed once then."""
+
+MAX_CHUNK = 32
+"""Answers handed over at a time: few enough that the workers finish together."""
 
 MAX_CHUNK_BYTES = 2**20
 """What is handed over at a time ends with the answer that exceeds this, for the sake of the workers' memory."""
 
-MIN_MEMORY = 512 * 2**20
-"""Bytes; the libraries alone take 270-350 MiB of address space."""
+LOW_WATER = 2
+"""A worker with so few answers left gets more, so that it need not wait for them."""
+
+SLOW = 0.020
+"""Seconds of CPU time after which an answer has its worker to itself: what waits behind it goes elsewhere."""
+
+HEAVY = 0.1
+"""Seconds of CPU time after which it goes on at low priority, and only so many such at a time."""
+
+PATIENCE = 1.0
+"""Seconds after which an answer that waits without computing, as for another service, has its worker to itself."""
+
+TICK = 0.0025
+"""Seconds between looks at how long the answers at work have taken."""
+
+SPARES = 2
+"""Workers that are kept ready to step in for those that are busy with something slow, or die."""
+
+MIN_MEMORY = 1024 * 2**20
+"""Bytes; the libraries alone take half of it as address space."""
 
 START_LIMIT = 300.0
-"""Seconds that a worker has to get ready: two on a free core, a hundred have been seen on a crowded one."""
+"""Seconds that the workers' libraries have to load: two on a free core, a hundred have been seen on a crowded one."""
+
+CLOSED = "the judge pool was closed"
 
 End = Literal["cpu limit", "gold cpu limit", "hung", "crashed", "retired"]
 """What a worker died of."""
 
-COUNTERS: tuple[str, ...] = ("judged", "reused", "started", *get_args(End))
+COUNTERS: tuple[str, ...] = ("judged", "reused", "started", "heavy", *get_args(End))
 
 
-class JudgePool:
-    """Worker processes that judge answers within limits of CPU time and memory.
+class AsyncJudgePool:
+    """Worker processes that judge answers within limits of CPU time and memory, for an event loop.
 
     An answer that exceeds a limit is `scored` 0 with the reason `cpu limit` or `memory limit`; gold that does is
     `unscorable`. CPU time is what counts, so that verdicts don't depend on the load of the machine, and neither the
     import of libraries nor the parse of gold counts against an answer. If a worker dies of anything else, its
     answer is tried once more in a fresh one and then `failed`; its neighbours notice nothing.
 
-    The workers are started at once and warm up in the background. They end with this process, however it ends.
-    The pool may be used from any thread.
+    Nobody waits for a slow answer but those who asked for it: what stands behind it goes to a spare worker. Heavy ones
+    go on at low priority, at most `max(4, 2 * workers)` at a time. Requests take turns: a large one does not hold up a
+    small one.
+
+    Workers warm up in the background. They end with this process, however it ends.
 
     Args:
-        workers: Number of processes, of about 120 MiB each.
+        workers: Number of processes that judge at a time. Each takes some 20 MiB beside the 150 MiB that all share.
         cpu_limit: Seconds of CPU time per answer, and per parse of gold.
         memory_limit: Bytes of address space per worker (RLIMIT_AS).
-        wall_limit: Seconds without a verdict after which a worker counts as hung and its answer is `failed`:
-            a backstop for what waits without computing.
+        wall_limit: Seconds without computing after which a worker counts as hung and its answer is `failed`:
+            a backstop for what waits for ever.
+        load: Verifiers of the user's own, as `module:attribute` (`registry.register`).
+        remotes: Names and addresses of the services that the verifier `remote` may ask.
     """
 
     def __init__(
-        self, workers: int = 2, cpu_limit: float = 2.0, memory_limit: int = 2 * 2**30, wall_limit: float = 60.0
+        self,
+        workers: int = 2,
+        cpu_limit: float = 2.0,
+        memory_limit: int = 2 * 2**30,
+        wall_limit: float = 60.0,
+        *,
+        load: Sequence[str] = (),
+        remotes: Mapping[str, str] | None = None,
     ) -> None:
         if workers < 1 or cpu_limit <= 0 or wall_limit <= 0 or memory_limit < MIN_MEMORY:
             raise ValueError(
                 f"a judge pool needs workers >= 1, limits above 0 and memory_limit >= {MIN_MEMORY}: "
                 f"got {workers=}, {cpu_limit=}, {wall_limit=}, {memory_limit=}"
             )
-        self._arguments = (str(cpu_limit), str(memory_limit))
+        settings = {
+            "cpu_limit": cpu_limit,
+            "memory_limit": memory_limit,
+            "load": list(load),
+            "remotes": dict(remotes or {}),
+        }
+        self._settings = orjson.dumps(settings).decode()
+        self._size = workers
         self._wall_limit = wall_limit
-        self._changed = threading.Condition()
-        """Guards the queue, the counters, the set of live workers and whether the pool is closed."""
-        self._queue: deque[list[_Task]] = deque()
+        self._heavy_places = max(4, 2 * workers)
         self._counters: Counter[str] = Counter()
-        self._live: set[_Worker] = set()
         self._closed = False
-        self._threads = [threading.Thread(target=self._serve, name=f"judge-{n}", daemon=True) for n in range(workers)]
-        for thread in self._threads:
-            thread.start()
+        self._depth = 0
+        self._queue: deque[_Submission] = deque()
+        """Submissions that have tasks waiting; they take turns."""
+        self._again: deque[_Task] = deque()
+        """What a worker left behind: goes first."""
+        self._later: deque[_Task] = deque()
+        """Heavy answers that found no place."""
+        self._bad_gold: deque[_Task] = deque(maxlen=64)
+        """Of each sample whose gold has lately exhausted a worker, one task."""
+        self._workers: set[_Worker] = set()
+        self._forking: deque[socket.socket] = deque()
+        """Our ends of the channels of workers that have been asked for."""
+        self._forks: _ForkServer | None = None
+        self._false_starts = 0
+        self._warm = False
+        self._ticking = False
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def submit(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
-        """Judge `items`; the future holds their verdicts in the same order. Equal items are judged once.
+    async def start(self) -> None:
+        """Begin to warm up. Must be called in the event loop that the pool is used in."""
+        self._loop = asyncio.get_running_loop()
+        self._launch()
 
-        The future never raises and can't be cancelled: what could not be judged is a verdict that says why.
+    async def judge(self, items: Sequence[JudgeItem], on_verdict: OnVerdict | None = None) -> list[Verdict]:
+        """One verdict per item, in order; what could not be judged is a verdict that says why. Equal items are judged
+        once. If it is cancelled, what has not begun is dropped.
 
         Raises:
             RuntimeError: the pool is closed.
         """
-        submission = _Submission(len(items))
+        if self._closed:
+            raise RuntimeError("the judge pool is closed")
+        submission = _Submission(len(items), on_verdict, self._loop.create_future())
         tasks: dict[bytes, _Task] = {}
         for position, item in enumerate(items):
+            if position % 256 == 255:
+                await asyncio.sleep(0)  # others have their turn while many are written
             try:
                 data = encode_item(item)
             except ValueError as error:
                 submission.settle([position], Verdict(Status.UNSCORABLE, reason=f"not to be written as JSON: {error}"))
                 continue
             tasks.setdefault(data, _Task(submission, item, data)).positions.append(position)
-        pending = list(tasks.values())
-        chunks = _chunks(pending, workers=len(self._threads))
-        with self._changed:
-            if self._closed:
-                raise RuntimeError("the judge pool is closed")
-            self._counters["judged"] += len(pending)
-            self._counters["reused"] += sum(len(task.positions) - 1 for task in pending)
-            self._queue.extend(chunks)
-            self._changed.notify_all()
-        return submission.future
+        submission.waiting.extend(tasks.values())
+        self._counters["judged"] += len(tasks)
+        self._counters["reused"] += sum(len(task.positions) - 1 for task in tasks.values())
+        self._depth += len(tasks)
+        self._enqueue(submission)
+        return await submission.future
+
+    @property
+    def ready(self) -> bool:
+        """Have the workers warmed up?"""
+        return self._warm
+
+    @property
+    def depth(self) -> int:
+        """Answers that wait or are being judged."""
+        return self._depth
 
     def counters(self) -> dict[str, int]:
         """What has happened so far, for the monitor.
 
-        `judged` and `reused`: answers judged by a worker, and answers that took the verdict of an equal one.
-        `started`: worker processes that got ready. Their ends by reason: `cpu limit`, `gold cpu limit`, `hung`,
-        `crashed` (a signal from elsewhere or an error of ours) and `retired` (swollen by an answer, ended in order).
+        `judged` and `reused`: answers handed to workers, and answers that took the verdict of an equal one.
+        `started`: worker processes. `heavy`: answers that went on at low priority. Ends of workers by reason:
+        `cpu limit`, `gold cpu limit`, `hung`, `crashed` (a signal from elsewhere or an error of ours) and `retired`
+        (swollen by an answer, ended in order).
         """
-        with self._changed:
-            return {name: self._counters[name] for name in COUNTERS}
+        return {name: self._counters[name] for name in COUNTERS}
 
     def pids(self) -> list[int]:
         """Process ids of the living workers."""
-        with self._changed:
-            return sorted(worker.process.pid for worker in self._live)
+        return sorted(worker.pid for worker in list(self._workers))
 
-    def close(self) -> None:
-        """End the workers at once. What has no verdict yet is `failed`, so take the results first."""
-        with self._changed:
-            self._closed = True
-            for worker in self._live:
-                worker.process.kill()
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    # One thread per worker: it starts the worker, hands it chunk after chunk, and replaces it.
-
-    def _serve(self) -> None:
-        worker: _Worker | None = None
-        fault = ""
-        while True:
-            if worker is None:
-                worker, fault = self._start()
-            chunk = self._next_chunk()
-            if chunk is None:
-                break
-            if worker is None:
-                _fail(chunk, f"no judge worker can be started: {fault}")
-            else:
-                worker = self._judge(worker, chunk)
-        if worker:
-            self._end(worker)
-
-    def _next_chunk(self) -> list[_Task] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._closed)
-            if not self._closed:
-                return self._queue.popleft()
-            left = [task for chunk in self._queue for task in chunk]
-            self._queue.clear()
-        _fail(left, "the judge pool was closed")
-        return None
-
-    def _start(self) -> tuple[_Worker | None, str]:
-        """A worker that is ready, or why there is none. Tried twice: the first may have met an accident."""
-        fault = ""
-        for _ in range(2):
-            try:
-                worker = _Worker(self._arguments)
-            except Exception as error:  # whatever it is: without this thread, what is queued would wait for ever
-                fault = f"{type(error).__name__}: {error}"
-                continue
-            with self._changed:
-                self._live.add(worker)
-                if self._closed:
-                    worker.process.kill()
-            try:
-                worker.await_ready()
-            except (OSError, EOFError) as error:
-                fault = _name(self._end(worker, kill=isinstance(error, TimeoutError)))
-                continue
-            with self._changed:
-                self._counters["started"] += 1
-            return worker, ""
-        return None, fault
-
-    def _judge(self, worker: _Worker, chunk: list[_Task]) -> _Worker | None:
-        """Have a chunk judged. Returns the worker, or None if it has died of it."""
-        done = 0
-        try:
-            worker.allow(self._wall_limit)
-            worker.send(join([task.data for task in chunk]))
-            for task in chunk:
-                task.settle(decode_verdict(worker.receive()))
-                done += 1
-        except (OSError, EOFError) as error:
-            hung = isinstance(error, TimeoutError)
-            self._bury(self._end(worker, kill=hung), hung, chunk[done:])
-            return None
-        except Exception as error:  # a fault of ours must not leave a future without its result
-            self._end(worker, kill=True)
-            _fail(chunk[done:], f"judge pool: {type(error).__name__}: {error}")
-            return None
-        return worker
-
-    def _end(self, worker: _Worker, kill: bool = False) -> int:
-        """Reap a worker that has died, or is to. Returns its exit code, negative for a signal."""
-        if kill:
-            worker.process.kill()
-        code = worker.end()
-        with self._changed:
-            self._live.remove(worker)
-        return code
-
-    def _bury(self, code: int, hung: bool, unanswered: list[_Task]) -> None:
-        """Settle what a dead worker leaves: the first unanswered task is what it died of, the others go on."""
-        culprit, rest = unanswered[0], unanswered[1:]
-        again: list[_Task] = []
-        end: End
-        with self._changed:
-            closed = self._closed
-        if closed:
-            _fail(unanswered, "the judge pool was closed")
+    async def close(self) -> None:
+        """End the workers at once. What has no verdict yet is `failed`."""
+        if self._closed:
             return
-        if hung:
+        self._closed = True
+        if self._forks:
+            self._loop.remove_reader(self._forks.control)
+            self._forks.end()
+        for worker in self._workers:
+            worker.transport.abort()
+            self._fail(deque([*worker.tasks, *worker.held]), CLOSED)
+        self._fail_waiting(CLOSED)
+        while self._forking:
+            self._forking.popleft().close()
+
+    # What is judged where.
+
+    def _enqueue(self, submission: _Submission) -> None:
+        if self._closed:  # in the meantime
+            self._fail(submission.waiting, CLOSED)
+        elif submission.waiting:
+            self._queue.append(submission)
+            if self._forks is None:
+                self._false_starts = 0
+                self._launch()
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Hand out what waits, to whoever is free."""
+        while self._again or self._queue:
+            worker = self._available()
+            if worker is None:
+                break
+            worker.assign(self._take())
+        self._start_later()
+        self._replenish()
+        if not self._ticking and any(worker.tasks for worker in self._workers):
+            self._ticking = True
+            self._loop.call_later(TICK, self._tick)
+
+    def _available(self) -> _Worker | None:
+        active = [worker for worker in self._workers if not worker.aside]
+        busy = [worker for worker in active if worker.tasks]
+        if len(busy) < self._size and len(busy) < len(active):
+            # The most experienced: it knows most gold by heart.
+            return max((worker for worker in active if not worker.tasks), key=lambda worker: worker.progress)
+        return next((worker for worker in busy if len(worker.tasks) <= LOW_WATER), None)
+
+    def _take(self) -> list[_Task]:
+        """The next tasks for one worker: what was left behind first, then a group of each submission in turn."""
+        most = min(max(math.ceil(self._depth / (2 * self._size)), GROUP), MAX_CHUNK)
+        chunk: list[_Task] = []
+        size = 0
+        while len(chunk) < most and size < MAX_CHUNK_BYTES:
+            if self._again:
+                tasks = [self._again.popleft()]
+            elif self._queue:
+                submission = self._queue.popleft()
+                tasks = [submission.waiting.popleft()]
+                while submission.waiting and len(tasks) < GROUP and tasks[-1].same_sample(submission.waiting[0]):
+                    tasks.append(submission.waiting.popleft())
+                if submission.waiting:
+                    self._queue.append(submission)
+            else:
+                break
+            for task in tasks:
+                if task.submission.future.done():  # nobody waits for it any more
+                    self._depth -= 1
+                elif any(task.same_sample(bad) for bad in self._bad_gold):
+                    self._settle(task, gold_exhausted("cpu limit"))
+                else:
+                    chunk.append(task)
+                    size += len(task.data)
+        return chunk
+
+    def _settle(self, task: _Task, verdict: Verdict) -> None:
+        self._depth -= 1
+        task.submission.settle(task.positions, verdict)
+
+    def _fail(self, tasks: deque[_Task], reason: str) -> None:
+        while tasks:
+            self._settle(tasks.popleft(), Verdict(Status.FAILED, reason=reason))
+
+    def _fail_waiting(self, reason: str) -> None:
+        for tasks in (self._again, self._later, *(submission.waiting for submission in self._queue)):
+            self._fail(tasks, reason)
+        self._queue.clear()
+
+    # Slow answers.
+
+    def _tick(self) -> None:
+        """Look at whoever is at work: free what waits behind a slow answer, give up whoever hangs."""
+        now = self._loop.time()
+        for worker in [worker for worker in self._workers if worker.tasks and not worker.dying]:
+            spent = cpu_seconds(worker.pid)
+            if worker.progress != worker.seen:
+                worker.seen, worker.since, worker.spent = worker.progress, now, spent
+                worker.checked = now, spent
+                continue
+            computing = spent - worker.spent
+            if not worker.aside and (computing > SLOW or now - worker.since > PATIENCE):
+                self._set_aside(worker)
+            if computing > HEAVY and not worker.heavy:
+                self._put_last(worker)
+            checked, spent_then = worker.checked
+            if now - checked > self._wall_limit:
+                worker.checked = now, spent
+                # One that gets little of a crowded machine is no one that hangs.
+                if spent - spent_then < self._wall_limit / 1000:
+                    worker.hung = True
+                    self._kill(worker)
+        self._ticking = any(worker.tasks for worker in self._workers)
+        if self._ticking:
+            self._loop.call_later(TICK, self._tick)
+
+    def _set_aside(self, worker: _Worker) -> None:
+        """Take away from it all but the answer it is at work on."""
+        task, *rest = worker.tasks
+        worker.tasks = deque([task])
+        if reads_gold(worker.pid):
+            # Wherever they went, they would wait for the same.
+            worker.held = [one for one in rest if one.same_sample(task)]
+            rest = [one for one in rest if not one.same_sample(task)]
+        self._again.extendleft(reversed(rest))
+        worker.drop()
+        self._dispatch()
+
+    def _put_last(self, worker: _Worker) -> None:
+        """It goes on at low priority, or, if too many do, another time."""
+        if self._has_heavy_place():
+            worker.heavy = True
+            self._counters["heavy"] += 1
+            self._order(lower=worker.pid)
+            self._replenish()
+        else:
+            worker.postponed = True
+            self._kill(worker)
+
+    def _has_heavy_place(self) -> bool:
+        return sum(worker.heavy for worker in self._workers) < self._heavy_places
+
+    def _start_later(self) -> None:
+        """Begin with heavy answers for which there is a place now."""
+        while self._later and self._has_heavy_place():
+            idle = next((worker for worker in self._workers if not worker.tasks and not worker.aside), None)
+            if idle is None:
+                return
+            idle.assign([self._later.popleft()])
+            idle.drop()
+            idle.heavy = True
+            self._order(lower=idle.pid)
+
+    # Workers: begin, verdicts, end.
+
+    def _launch(self) -> None:
+        """Start the fork server; twice in a row without success is enough for now."""
+        while self._false_starts < 2:
+            try:
+                self._forks = _ForkServer(self._settings)
+            except OSError as error:
+                self._false_starts += 1
+                fault = f"{type(error).__name__}: {error}"
+            else:
+                self._loop.add_reader(self._forks.control, self._listen)
+                self._loop.call_later(START_LIMIT, self._forks.kill_unless_ready)
+                return
+        self._forks = None
+        self._fail_waiting(f"no judge worker can be started: {fault}")
+
+    def _listen(self) -> None:
+        """Read what the fork server tells."""
+        forks = self._forks
+        while forks and forks is self._forks:
+            try:
+                data = forks.control.recv(65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._forks_lost(forks)
+                return
+            told = orjson.loads(data)
+            if "ready" in told:
+                forks.ready = True
+                self._false_starts = 0
+                self._replenish()
+            elif "forked" in told:
+                self._counters["started"] += 1
+                task = self._loop.create_task(self._connect(self._forking.popleft(), told["forked"]))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            elif "not_forked" in told:
+                self._forking.popleft().close()
+                self._loop.call_later(0.5, self._replenish)
+                if not self._workers:
+                    self._fail_waiting(f"no judge worker can be started: {told['not_forked']}")
+            elif "ended" in told:
+                forks.codes[told["ended"]] = told["code"]
+                for worker in [worker for worker in self._workers if worker.pid == told["ended"]]:
+                    self._bury_if_known(worker)
+            else:
+                forks.fault = told["error"]
+
+    def _forks_lost(self, forks: _ForkServer) -> None:
+        """The fork server has gone, and its workers with it."""
+        self._loop.remove_reader(forks.control)
+        code = forks.end()
+        self._forks = None
+        if not forks.ready:
+            self._false_starts += 1
+        while self._forking:
+            self._forking.popleft().close()
+        for worker in list(self._workers):
+            worker.dying = True
+            self._workers.discard(worker)
+            worker.transport.abort()
+            self._again.extendleft(reversed([*worker.tasks, *worker.held]))
+        self._warm = False
+        if self._false_starts < 2:
+            self._launch()
+        else:
+            self._fail_waiting(f"no judge worker can be started: {forks.fault or _name(code)}")
+
+    async def _connect(self, channel: socket.socket, pid: int) -> None:
+        worker = _Worker(self, pid)
+        await self._loop.create_unix_connection(lambda: worker, sock=channel)
+        if self._closed:
+            worker.transport.abort()
+            return
+        self._workers.add(worker)
+
+    def _replenish(self) -> None:
+        """Ask for workers until there are enough beside those that are done for."""
+        if self._forks is None or not self._forks.ready or self._closed:
+            return
+        alive = sum(not (worker.heavy or worker.dying) for worker in self._workers) + len(self._forking)
+        for _ in range(self._size + SPARES - alive):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._forking.append(ours)
+                self._order(theirs, fork=True)
+
+    def _order(self, channel: socket.socket | None = None, **order: object) -> None:
+        if self._forks:
+            self._forks.order(orjson.dumps(order), channel)
+
+    def _kill(self, worker: _Worker) -> None:
+        worker.aside = worker.dying = worker.killed = True
+        self._order(kill=worker.pid)
+
+    def received(self, worker: _Worker, data: bytes) -> None:
+        """A worker's verdict on its first task, or the news that it has nothing left to do."""
+        if data == READY:
+            worker.drops -= 1
+            self._warm = True
+            if worker.heavy or worker.dying:
+                self._kill(worker)  # its priority can't be raised again
+            elif not worker.drops:
+                worker.aside = False
+                worker.assign(worker.held)
+                worker.held = []
+            self._dispatch()
+        elif worker.tasks:
+            task = worker.tasks.popleft()
+            worker.progress += 1
+            try:
+                verdict = decode_verdict(data)
+            except Exception as error:  # a fault of ours must not leave anybody without a verdict
+                verdict = Verdict(Status.FAILED, reason=f"judge pool: {type(error).__name__}: {error}")
+            self._settle(task, verdict)
+            if not worker.aside and len(worker.tasks) <= LOW_WATER:
+                self._dispatch()
+        # Else it has not yet read that the rest was taken away.
+
+    def lost(self, worker: _Worker) -> None:
+        """A worker's channel has closed: all of its verdicts have been read."""
+        worker.lost = worker.aside = worker.dying = True
+        self._bury_if_known(worker)
+
+    def _bury_if_known(self, worker: _Worker) -> None:
+        if worker.lost and worker in self._workers and self._forks and worker.pid in self._forks.codes:
+            self._workers.discard(worker)
+            self._bury(worker, self._forks.codes.pop(worker.pid))
+            self._dispatch()
+
+    def _bury(self, worker: _Worker, code: int) -> None:
+        """Settle what a dead worker leaves: the first unanswered task is what it died of, the others go on."""
+        end: End
+        if not worker.tasks:
+            self._again.extendleft(reversed(worker.held))
+            if not worker.killed:
+                self._counters["crashed" if code else "retired"] += 1
+            return
+        culprit, *rest = [*worker.tasks, *worker.held]
+        if worker.hung:
             end = "hung"
-            culprit.settle(Verdict(Status.FAILED, reason=f"no verdict after {self._wall_limit:g} s"))
+            reason = f"no verdict, and nothing computed, for {self._wall_limit:g} s"
+            self._settle(culprit, Verdict(Status.FAILED, reason=reason))
         elif code == -signal.SIGPROF:
             end = "cpu limit"
-            culprit.settle(exhausted("cpu limit"))
+            self._settle(culprit, exhausted("cpu limit"))
         elif code == -signal.SIGVTALRM:
             end = "gold cpu limit"
-            for task in [task for task in unanswered if task.same_sample(culprit)]:
-                task.settle(gold_exhausted("cpu limit"))
-            rest = [task for task in rest if not task.same_sample(culprit)]
+            self._settle(culprit, gold_exhausted("cpu limit"))
+            self._bad_gold.append(culprit)
+        elif worker.postponed:
+            self._later.append(culprit)
+            self._again.extendleft(reversed(rest))
+            return
         elif code == 0:
             end = "retired"
-            rest = unanswered
+            rest = [culprit, *rest]
         else:
             end = "crashed"
             culprit.crashes += 1
             if culprit.crashes > 1:
-                culprit.settle(Verdict(Status.FAILED, reason=f"the judge died of it twice: {_name(code)}"))
+                reason = f"the judge died of it twice: {_name(code)}"
+                self._settle(culprit, Verdict(Status.FAILED, reason=reason))
             else:
-                again = [culprit]
-        with self._changed:
-            self._counters[end] += 1
-            # To the front and for whoever is free: the replacement of this worker takes a while to warm up.
-            self._queue.extendleft(chunk for chunk in (rest, again) if chunk)
-            self._changed.notify_all()
+                rest = [culprit, *rest]
+        self._counters[end] += 1
+        self._again.extendleft(reversed(rest))
+
+
+class JudgePool(BlockingJudge[AsyncJudgePool]):
+    """`AsyncJudgePool` for code without an event loop; the arguments are the same."""
+
+    def __init__(
+        self,
+        workers: int = 2,
+        cpu_limit: float = 2.0,
+        memory_limit: int = 2 * 2**30,
+        wall_limit: float = 60.0,
+        *,
+        load: Sequence[str] = (),
+        remotes: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(AsyncJudgePool(workers, cpu_limit, memory_limit, wall_limit, load=load, remotes=remotes))
+
+    def counters(self) -> dict[str, int]:
+        """See `AsyncJudgePool.counters`."""
+        return self.judge.counters()
+
+    def pids(self) -> list[int]:
+        """See `AsyncJudgePool.pids`."""
+        return self.judge.pids()
 
 
 class _Submission:
-    """The verdicts of one `submit`, as they come in from the threads."""
+    """The items of one call of `judge`, and their verdicts as they come in."""
 
-    def __init__(self, size: int) -> None:
-        self.future: Future[list[Verdict]] = Future()
-        self.future.set_running_or_notify_cancel()  # from here on cancel() says no
+    def __init__(self, size: int, on_verdict: OnVerdict | None, future: asyncio.Future[list[Verdict]]) -> None:
+        self.future = future
+        self.waiting: deque[_Task] = deque()
+        self._on_verdict = on_verdict
         self._verdicts: list[Verdict | None] = [None] * size
         self._missing = size
-        self._lock = threading.Lock()
         if not size:
-            self.future.set_result([])
+            future.set_result([])
 
     def settle(self, positions: Iterable[int], verdict: Verdict) -> None:
-        with self._lock:
-            for position in positions:
-                self._verdicts[position] = verdict
-                self._missing -= 1
-            complete = not self._missing
-        if complete:
+        if self.future.done():  # cancelled
+            return
+        for position in positions:
+            self._verdicts[position] = verdict
+            self._missing -= 1
+            if self._on_verdict:
+                self._on_verdict(position, verdict)
+        if not self._missing:
             self.future.set_result(cast(list[Verdict], self._verdicts))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Task:
     """One distinct answer of a submission, and where its verdict belongs."""
 
@@ -293,74 +578,122 @@ class _Task:
     positions: list[int] = field(default_factory=list)
     crashes: int = 0
 
-    def settle(self, verdict: Verdict) -> None:
-        self.submission.settle(self.positions, verdict)
-
     def same_sample(self, other: _Task) -> bool:
         return (self.item.spec, self.item.image_sizes) == (other.item.spec, other.item.image_sizes)
 
 
-def _chunks(tasks: Sequence[_Task], workers: int) -> list[list[_Task]]:
-    """Tasks in the pieces in which they are handed to workers."""
-    most = min(max(math.ceil(len(tasks) / (2 * workers)), MIN_CHUNK), MAX_CHUNK)
-    chunks: list[list[_Task]] = []
-    size = MAX_CHUNK_BYTES
-    for task in tasks:
-        if size >= MAX_CHUNK_BYTES or len(chunks[-1]) == most:
-            chunks.append([])
-            size = 0
-        chunks[-1].append(task)
-        size += len(task.data)
-    return chunks
+class _Worker(asyncio.Protocol):
+    """A worker process, as the pool sees it."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: AsyncJudgePool, pid: int) -> None:
+        self.pid = pid
+        self.tasks: deque[_Task] = deque()
+        """What it has been sent and not answered; it is at work on the first."""
+        self.held: Sequence[_Task] = ()
+        """What waits for the same gold as its only task."""
+        self.aside = True
+        """It gets nothing to do: it warms up, is busy with a slow answer, or on its way out."""
+        self.drops = 1
+        """How often it is still to say that it has nothing left to do."""
+        self.heavy = self.postponed = self.hung = self.killed = self.dying = self.lost = False
+        self.progress = 0
+        self.seen, self.since, self.spent = -1, 0.0, 0.0
+        """Progress when last looked at, since when it has been so, and the CPU time spent until then."""
+        self.checked = 0.0, 0.0
+        self._pool = pool
+        self._buffer = bytearray()
+
+    def assign(self, tasks: Sequence[_Task]) -> None:
+        if tasks:
+            self.progress += not self.tasks
+            self.tasks.extend(tasks)
+            self.transport.write(frame(join([task.data for task in tasks])))
+
+    def drop(self) -> None:
+        """Have it forget all but what it is at work on, and give it nothing until it says so."""
+        self.aside = True
+        self.drops += 1
+        self.transport.write(frame(DROP))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        for content in list(frames(self._buffer)):
+            self._pool.received(self, content)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._pool.lost(self)
 
 
-def _fail(tasks: Iterable[_Task], reason: str) -> None:
-    for task in tasks:
-        task.settle(Verdict(Status.FAILED, reason=reason))
+class _ForkServer:
+    """The fork server's process and the channel to it. Raises OSError if it can't be started."""
+
+    def __init__(self, settings: str) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.setblocking(False)
+        self.ready = False
+        self.fault = ""
+        self.codes: dict[int, int] = {}
+        """Exit codes of workers that have ended and are not buried."""
+        with theirs:
+            # An exec, never a bare fork: this process may hold threads and torch. -P, since the folder that training
+            # is started in may hold a signal.py. A process group of its own: Ctrl-C is for the parent to handle.
+            # One hash seed, since the order of sympy's sets is the order in which it tries things.
+            threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "vtriune.reward.forkserver", settings],
+                    stdin=theirs.fileno(),
+                    stdout=2,
+                    env={**os.environ, **threads, "PYTHONHASHSEED": "0"},
+                    process_group=0,
+                )
+            except OSError:
+                self.control.close()
+                raise
+
+    def order(self, message: bytes, channel: socket.socket | None) -> None:
+        try:
+            if channel is None:
+                self.control.send(message)
+            else:
+                socket.send_fds(self.control, [message], [channel.fileno()])
+        except OSError:  # it is gone, or stuck: both show soon
+            pass
+
+    def kill_unless_ready(self) -> None:
+        if not self.ready:
+            self._process.kill()
+
+    def end(self) -> int:
+        """Close the channel, which it takes as its end, and wait for it. Returns its exit code."""
+        self.control.close()
+        try:
+            return self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process of ours has used; 0 if it has ended."""
+    try:
+        return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) does on Linux
+    except OSError:
+        return 0.0
+
+
+def reads_gold(pid: int) -> bool:
+    """Is it at work on gold, rather than on an answer? A worker names its process by its phase."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "gold\n"
+    except OSError:
+        return False
 
 
 def _name(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-class _Worker:
-    """A worker process and the channel to it. Raises OSError if it can't be started."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._channel, theirs = socket.socketpair()
-        self._stream = cast(BinaryIO, self._channel.makefile("rb"))
-        with theirs:
-            # An exec, never a bare fork: this process holds threads and torch. -P, since the folder that training
-            # is started in may hold a signal.py. A process group of its own: Ctrl-C is for the parent to handle.
-            # One hash seed, since the order of sympy's sets is the order in which it tries things.
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vtriune.reward.worker", *arguments],
-                stdin=theirs.fileno(),
-                stdout=2,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
-                process_group=0,
-            )
-
-    def await_ready(self) -> None:
-        self.allow(START_LIMIT)
-        self.receive()
-
-    def allow(self, seconds: float) -> None:
-        """Let `send` and `receive` wait so long before they raise TimeoutError."""
-        self._channel.settimeout(seconds)
-
-    def send(self, data: bytes) -> None:
-        send_frame(self._channel, data)
-
-    def receive(self) -> bytes:
-        return receive_frame(self._stream)
-
-    def end(self) -> int:
-        """Close the channel, which a living worker takes as its end, and wait for it."""
-        self._stream.close()
-        self._channel.close()
-        try:
-            return self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()

@@ -6,9 +6,9 @@ A frame is its length in 4 bytes, big-endian, and so many bytes of JSON.
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 
@@ -78,19 +78,40 @@ def join(items: Sequence[bytes]) -> bytes:
     return b"[" + b",".join(items) + b"]"
 
 
+def frame(data: bytes) -> bytes:
+    """`data` as one frame."""
+    return len(data).to_bytes(4, "big") + data
+
+
+def frames(buffer: bytearray) -> Iterator[bytes]:
+    """The content of the whole frames at the start of `buffer`, which are taken off it.
+
+    >>> buffer = bytearray(frame(b"one") + frame(b"two")[:-1])
+    >>> list(frames(buffer)), len(buffer)
+    ([b'one'], 6)
+    """
+    position = 0
+    while len(buffer) >= position + 4:
+        end = position + 4 + int.from_bytes(buffer[position : position + 4], "big")
+        if len(buffer) < end:
+            break
+        yield bytes(buffer[position + 4 : end])
+        position = end
+    del buffer[:position]
+
+
 def send_frame(channel: socket.socket, data: bytes) -> None:
     """Send one frame. Raises OSError if the other side has gone or does not read in time."""
-    channel.sendall(len(data).to_bytes(4, "big") + data)
+    channel.sendall(frame(data))
 
 
-def receive_frame(stream: BinaryIO) -> bytes:
-    """Read one frame. Raises EOFError if the other side has gone, OSError if it does not write in time."""
-    size = int.from_bytes(_read(stream, 4), "big")
-    return _read(stream, size)
+def receive_frame(channel: socket.socket) -> bytes:
+    """Read one frame and nothing of the next. Raises EOFError if the other side has gone."""
+    return _read(channel, int.from_bytes(_read(channel, 4), "big"))
 
 
-def _read(stream: BinaryIO, size: int) -> bytes:
-    data = stream.read(size)
+def _read(channel: socket.socket, size: int) -> bytes:
+    data = channel.recv(size, socket.MSG_WAITALL) if size else b""
     if len(data) < size:
         raise EOFError("the other side has closed the channel")
     return data

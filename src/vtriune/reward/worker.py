@@ -1,23 +1,26 @@
-"""A worker process of `pool.JudgePool`: judges the items it is sent, one by one, within limits.
+"""What a worker process of `pool.AsyncJudgePool` does: judge the items it is sent, one by one, within limits.
 
 The limits are the kernel's, so that they hold inside one long call into C as well: a timer of CPU time whose
-signal kills the process, and a cap of its address space. How the process ended tells the parent whose fault:
+signal kills the process, and a cap of its address space. How the process ended tells the pool whose fault:
 
     SIGVTALRM   gold took too long to parse: the sample is unscorable
     SIGPROF     the answer took too long to judge: it is scored 0
     exit code 0 nobody's: memory is full of what was judged before, the rest is for a fresh worker
 
-Nothing here decides what becomes of the items that a dead worker leaves; the parent does.
+Nothing here decides what becomes of the items that a dead worker leaves; the pool does. Where workers come from is
+`forkserver.py`.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import select
 import signal
 import socket
-import sys
-from typing import BinaryIO, cast
+import time
+from collections import deque
+from typing import Any
 
 import orjson
 
@@ -25,7 +28,11 @@ from vtriune.reward.judge import JudgeItem, Phase, judge_item, ran_out_of_memory
 from vtriune.reward.wire import decode_item, encode_verdict, receive_frame, send_frame
 from vtriune.types import Progress, RewardSpec, Status
 
-READY = b"ready"
+DROP = READY = b""
+"""The empty frame. From the pool: forget what you have been sent. From the worker: I have nothing left to do."""
+
+UNHURRIED = 0.005
+"""Seconds of CPU time after which a worker looks whether the pool has taken the rest away from it."""
 
 _WARM_UP_MATH = (
     ("2", r"\frac{1}{2}"),
@@ -40,31 +47,37 @@ _WARM_UP_BOXES = '[{"bbox_2d": [0, 0, 9, 9], "label": "a"}, {"bbox_2d": [0, 0, 9
 """Each overlaps each, so that the best matching has to be computed, with scipy."""
 
 
-def main() -> None:
-    """Serve until the parent closes the channel, which is this process's standard input."""
-    cpu_limit, memory_limit = float(sys.argv[1]), int(sys.argv[2])
-    channel = _take_channel()
+def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
+    """Judge what comes in through `channel`, in order, until it is closed. The process is to end after it."""
     _set_limits(memory_limit)
-    _warm_up()
-    send_frame(channel, READY)
-    stream = cast(BinaryIO, channel.makefile("rb"))
+    warm_up()  # makes the pages its own that it will write to: the first answer shall not pay for that
     statm = os.open("/proc/self/statm", os.O_RDONLY)
+    comm = os.open("/proc/self/comm", os.O_WRONLY)
 
     def entering(phase: Phase) -> None:
+        os.write(comm, phase.encode())  # the process's name: where the pool looks what is slow
         signal.setitimer(signal.ITIMER_VIRTUAL, cpu_limit if phase == "gold" else 0)
         signal.setitimer(signal.ITIMER_PROF, cpu_limit if phase == "answer" else 0)
 
-    fresh = True
-    while True:
-        try:
-            items = orjson.loads(receive_frame(stream))
-        except EOFError:
-            return
-        for fields in items:
-            item = decode_item(fields)
+    pending: deque[dict[str, Any]] = deque()
+    fresh, unhurried = True, False
+    send_frame(channel, READY)
+    try:
+        while True:
+            if not pending or (unhurried and select.select([channel], [], [], 0)[0]):
+                data = receive_frame(channel)
+                if data != DROP:
+                    pending.extend(orjson.loads(data))
+                else:
+                    pending.clear()
+                    send_frame(channel, READY)
+                continue
+            item = decode_item(pending.popleft())
+            began = time.thread_time()
             verdict = judge_item(item, entering)
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             signal.setitimer(signal.ITIMER_PROF, 0)
+            unhurried = time.thread_time() - began > UNHURRIED
             if ran_out_of_memory(verdict) and not fresh:
                 # Perhaps because of what earlier answers left behind: unanswered, it goes to another worker first.
                 return
@@ -73,31 +86,16 @@ def main() -> None:
             # What an answer leaves behind (sympy caches results) would count against its neighbours.
             if _address_space(statm) > memory_limit * 3 // 4:
                 return
+    except (EOFError, OSError):  # the pool has gone
+        return
 
 
-def _take_channel() -> socket.socket:
-    """The channel, moved away from where a verifier's print() or input() could reach it."""
-    channel = socket.socket(fileno=os.dup(0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    return channel
+def warm_up() -> None:
+    """Have imported and set up what verifiers need late, so that no answer and no gold pays for it.
 
-
-def _set_limits(memory_limit: int) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in (signal.SIGPROF, signal.SIGVTALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGVTALRM))
-
-
-def _address_space(statm: int) -> int:
-    """Bytes held now: what RLIMIT_AS counts."""
-    return int(os.pread(statm, 128, 0).split()[0]) * resource.getpagesize()
-
-
-def _warm_up() -> None:
-    """Have imported and set up what verifiers need late, so that no answer and no gold pays for it."""
+    Raises:
+        RuntimeError: something does not work here.
+    """
     for answer, gold in _WARM_UP_MATH:
         _judge_once("mathverify", rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}")
     _judge_once("detection", _WARM_UP_BOXES, _WARM_UP_BOXES)
@@ -109,5 +107,14 @@ def _judge_once(verifier: str, answer: str, gold: str) -> None:
         raise RuntimeError(f"warming up: {verdict.reason}")
 
 
-if __name__ == "__main__":
-    main()
+def _set_limits(memory_limit: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for number in (signal.SIGPROF, signal.SIGVTALRM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGPROF, signal.SIGVTALRM))
+
+
+def _address_space(statm: int) -> int:
+    """Bytes held now: what RLIMIT_AS counts."""
+    return int(os.pread(statm, 128, 0).split()[0]) * resource.getpagesize()

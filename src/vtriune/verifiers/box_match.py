@@ -1,4 +1,4 @@
-"""Boxes against boxes: IoU, one-to-one matching inside a label, COCO's average precision.
+"""Boxes against boxes: IoU and its generalisations, one-to-one matching inside a label, COCO's average precision.
 
 Plain Python, since answers hold few boxes: arrays would cost more than they save. No text, no rewards.
 """
@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
+from math import atan2, pi
 
 import numpy as np
 
@@ -41,6 +42,49 @@ def iou(a: Box, b: Box) -> float:
     if inter == 0:  # smaller than the smallest float
         return 0.0
     return inter / ((ax2 - ax1) * (ay2 - ay1) + (bx2 - bx1) * (by2 - by1) - inter)
+
+
+def giou(a: Box, b: Box) -> float:
+    """IoU - (share of the hull that neither box covers), in -1..1 (Rezatofighi et al. 2019, arXiv 1902.09630).
+
+    >>> giou(Box("", 0, 0, 1, 1), Box("", 3, 0, 4, 1))
+    -0.5
+    """
+    overlap = iou(a, b)
+    width, height = _hull(a, b)
+    hull = width * height
+    union = ((a.x2 - a.x1) * (a.y2 - a.y1) + (b.x2 - b.x1) * (b.y2 - b.y1)) / (1 + overlap)
+    return overlap - max(0.0, hull - union) / hull if hull else overlap
+
+
+def diou(a: Box, b: Box) -> float:
+    """IoU - (distance of the centres / diagonal of the hull)^2, in -1..1 (Zheng et al. 2020, arXiv 1911.08287).
+
+    >>> diou(Box("", 0, 0, 1, 1), Box("", 3, 0, 4, 1)) == -9 / 17
+    True
+    """
+    width, height = _hull(a, b)
+    diagonal = width * width + height * height
+    dx, dy = (a.x1 + a.x2 - b.x1 - b.x2) / 2, (a.y1 + a.y2 - b.y1 - b.y2) / 2
+    return iou(a, b) - ((dx * dx + dy * dy) / diagonal if diagonal else 0.0)
+
+
+def ciou(a: Box, b: Box) -> float:
+    """DIoU - alpha v, which also compares the aspect ratios; in -1.5..1 (Zheng et al. 2020, arXiv 1911.08287).
+
+    v = (2 / pi * (atan(w_a / h_a) - atan(w_b / h_b)))^2 and alpha = v / (1 - IoU + v).
+
+    >>> ciou(Box("", 0, 0, 4, 4), Box("", 1, 1, 3, 3)) == diou(Box("", 0, 0, 4, 4), Box("", 1, 1, 3, 3)) == 0.25
+    True
+    """
+    turn = 2 / pi * (atan2(a.x2 - a.x1, a.y2 - a.y1) - atan2(b.x2 - b.x1, b.y2 - b.y1))
+    v = turn * turn
+    return diou(a, b) - (v * v / (1 - iou(a, b) + v) if v else 0.0)
+
+
+def _hull(a: Box, b: Box) -> tuple[float, float]:
+    """Width and height of the smallest box around both."""
+    return max(a.x2, b.x2) - min(a.x1, b.x1), max(a.y2, b.y2) - min(a.y1, b.y1)
 
 
 def overlaps(predicted: Sequence[Box], gold: Sequence[Box]) -> list[Pair]:
@@ -79,6 +123,39 @@ def best_matching(pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if (row_of[pair[1]], column_of[pair[2]]) in chosen]
 
 
+def label_first(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each gold box in turn takes the free predicted box it overlaps most, of equals the first, as the released code.
+
+    Depends on the order of gold.
+
+    >>> label_first([(0.9, 0, 0), (0.8, 0, 1), (0.7, 1, 0)])
+    [(0.9, 0, 0)]
+    """
+    rivals: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        rivals.setdefault(pair[2], []).append(pair)
+    taken: set[int] = set()
+    chosen: list[Pair] = []
+    for _, candidates in sorted(rivals.items()):
+        free = [pair for pair in candidates if pair[1] not in taken]
+        if free:
+            chosen.append(max(free, key=lambda pair: (pair[0], -pair[1])))
+            taken.add(chosen[-1][1])
+    return chosen
+
+
+def coco_greedy(pairs: Sequence[Pair]) -> list[Pair]:
+    """Each predicted box in turn takes the free gold box it overlaps most, of equals the last, as pycocotools.
+
+    Depends on the order of the predicted boxes.
+
+    >>> coco_greedy([(0.9, 0, 0), (0.8, 0, 1), (0.7, 1, 0), (0.6, 1, 1)])
+    [(0.9, 0, 0), (0.6, 1, 1)]
+    """
+    turned = [(overlap, -j, i) for overlap, i, j in pairs]
+    return [(overlap, i, -j) for overlap, j, i in label_first(turned)]
+
+
 def matched_ious(pairs: Sequence[Pair], thresholds: Iterable[float]) -> list[list[float]]:
     """For each eps of ascending `thresholds`, the IoUs of the best matching among the pairs with IoU >= eps."""
     results: list[list[float]] = []
@@ -96,8 +173,10 @@ def matched_ious(pairs: Sequence[Pair], thresholds: Iterable[float]) -> list[lis
     return results
 
 
-def average_precisions(predicted: Sequence[Box], gold: Sequence[Box], pairs: Sequence[Pair]) -> list[float]:
-    """COCO's average precision at each of AP_THRESHOLDS, averaged over the labels of gold (eq. 7), as pycocotools.
+def average_precisions(
+    predicted: Sequence[Box], gold: Sequence[Box], pairs: Sequence[Pair], thresholds: Sequence[float] = AP_THRESHOLDS
+) -> list[float]:
+    """COCO's average precision at each of `thresholds`, averaged over the labels of gold (eq. 7), as pycocotools.
 
     Answers carry no confidence: like detections of equal score in pycocotools, boxes rank in the order given, so a
     miss costs more before a hit than after it. Boxes of labels that gold lacks cost nothing. Without gold COCO leaves
@@ -107,6 +186,7 @@ def average_precisions(predicted: Sequence[Box], gold: Sequence[Box], pairs: Seq
         predicted: boxes as answered.
         gold: reference boxes, at least one.
         pairs: `overlaps(predicted, gold)`.
+        thresholds: least IoUs of a hit, ascending.
 
     >>> hit, miss = Box("cat", 0, 0, 10, 10), Box("cat", 50, 50, 60, 60)
     >>> [average_precisions(p, [hit], overlaps(p, [hit]))[0] for p in ([hit, miss], [miss, hit])]
@@ -115,7 +195,7 @@ def average_precisions(predicted: Sequence[Box], gold: Sequence[Box], pairs: Seq
     n_gold = Counter(box.label for box in gold)
     rivals: dict[int, list[tuple[float, int]]] = {}
     for overlap, i, j in pairs:
-        if overlap >= AP_THRESHOLDS[0]:
+        if overlap >= thresholds[0]:
             rivals.setdefault(i, []).append((overlap, j))
     # Per label, the boxes that can hit something: (rank, [(IoU, gold index), ...]).
     contenders: dict[str, list[tuple[int, list[tuple[float, int]]]]] = {}
@@ -124,11 +204,11 @@ def average_precisions(predicted: Sequence[Box], gold: Sequence[Box], pairs: Seq
         rank = ranks[box.label] = ranks.get(box.label, 0) + 1
         if i in rivals and rank <= _MAX_DETECTIONS:
             contenders.setdefault(box.label, []).append((rank, rivals[i]))
-    sums = [0.0] * len(AP_THRESHOLDS)
+    sums = [0.0] * len(thresholds)
     for label, ranked in contenders.items():
         steps = sorted(overlap for _, candidates in ranked for overlap, _ in candidates)
         out_of_reach, precision = -1, 0.0
-        for k, threshold in enumerate(AP_THRESHOLDS):
+        for k, threshold in enumerate(thresholds):
             # Only when another pair falls below the threshold can the hits change.
             below = bisect_left(steps, threshold)
             if below != out_of_reach:

@@ -35,6 +35,7 @@ _FIELD = re.compile(
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _MEANT = re.compile(r"""\{\s*+["']?bbox_2d""")
+_BARE = re.compile(r"\[([^\[\]{}]{1,400}+)\]")
 _EMPTY_LIST = re.compile(r"\[\s*+\]")
 
 
@@ -85,6 +86,22 @@ def read_boxes(text: str) -> BoxList:
                 boxes.append(box)
         start = text.find("{", end)
     return BoxList(boxes, dropped, empty=not boxes and not dropped and _EMPTY_LIST.search(text) is not None)
+
+
+def read_bare_boxes(text: str) -> list[Box]:
+    """Every `[x1, y1, x2, y2]` in a text, with the label "". Other lists are passed over. At most MAX_BOXES are read.
+
+    >>> read_bare_boxes("It is [[1, 2, 3, 4]], not [3, 2, 1, 4] and not [5].")
+    [Box(label='', x1=1.0, y1=2.0, x2=3.0, y2=4.0)]
+    """
+    boxes: list[Box] = []
+    for found in _BARE.finditer(text):
+        box = make_box("", found.group(1).split(","))
+        if box is not None:
+            boxes.append(box)
+        if len(boxes) == MAX_BOXES:
+            break
+    return boxes
 
 
 def _fields(text: str, position: int) -> tuple[str | None, str, bool, int]:

@@ -1,25 +1,30 @@
 """`detection`: do the answered boxes lie where gold has them, under the same labels? One class, three presets.
 
-Reading text is box_text.py's job, geometry box_match.py's; the released code's own ways are in released_detection.py.
+Reading text is box_text.py's job, geometry box_match.py's, what matches are worth box_reward.py's; the released code's
+own ways are in released_detection.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
-from vtriune.data.boxes import BoxSpace, from_relative, to_relative
-from vtriune.verifiers.answers import final_text, tagged
+from vtriune.data.boxes import BoxSpace
+from vtriune.types import Preset
 from vtriune.verifiers.base import Context, GatedParams, Outcome, Unscorable
 from vtriune.verifiers.box_match import AP_THRESHOLDS, Pair, average_precisions, matched_ious, overlaps
+from vtriune.verifiers.box_reward import Aggregate, Gate, Matching, Rule, Value, box_reward
 from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
 from vtriune.verifiers.format import released_detection_score, tag_score
+from vtriune.verifiers.places import corners_of, gold_text, judged_text, moved
 from vtriune.verifiers.released_detection import DetRewardRatio, read_boxes_as_released, released_accuracy
 
 _REPORTED = {0.5: "50", 0.75: "75", 0.95: "95", 0.99: "99"}
+_NOT_RELEASED = ("matching", "gate", "value", "aggregate", "empty_gold")
 _MAP75 = AP_THRESHOLDS.index(0.75)
 
 
@@ -35,6 +40,30 @@ class DetectionParams(GatedParams):
     gold_space: BoxSpace = BoxSpace.RELATIVE_1000
     answer_space: BoxSpace | None = None
     """Set it by model family. None: absolute_resized if `det_verifier_normalized`, else relative_1000."""
+    matching: Matching | None = None
+    """Who is matched with whom. None: hungarian. (`official_code` has its own; so for the four below.)"""
+    gate: Gate | None = None
+    """What eps makes of a match's value. None: threshold, eq. 5; `iou_threshold` says whether it is scheduled."""
+    value: Value | None = None
+    """What a match is worth. None: its IoU."""
+    aggregate: Aggregate | None = None
+    """What the matches make of the answer. None: mean in `paper`, soft_f1 in `modern`."""
+    empty_gold: Literal["empty_is_right", "unscorable"] | None = None
+    """Gold `[]`: the answer `[]` is worth 1 and anything else 0 (None means that, too), or there is no verdict."""
+
+    @model_validator(mode="after")
+    def _no_idle_parts(self) -> DetectionParams:
+        counted = self.aggregate in ("f1", "ap")
+        if counted and (self.gate == "saturating" or self.value not in (None, "iou")):
+            raise ValueError(f"aggregate {self.aggregate} counts hits: value must be iou, gate threshold or averaged")
+        if self.aggregate == "ap" and self.matching not in (None, "coco_greedy"):
+            raise ValueError("aggregate ap has its own matching: leave it out or set it to coco_greedy")
+        return self
+
+    def rule(self, preset: Preset) -> Rule:
+        """The combination that holds in `paper` or `modern`."""
+        own: Aggregate = "mean" if preset == "paper" else "soft_f1"
+        return Rule(self.matching or "hungarian", self.gate or "threshold", self.value or "iou", self.aggregate or own)
 
     @property
     def answered_in(self) -> BoxSpace:
@@ -55,11 +84,13 @@ class Detection:
             eq. 4.
         `modern`: 2 * sum of the IoU of the matches / (n_pred + n_gold), same matching, which no order of boxes
             changes. R_fmt is eq. 4.
+        Other matchings, gates, values and aggregates than these can be set in either, see box_reward.py.
         `official_code`: the blend of the released code, see `released_accuracy`, its real verdicts kept as they are
             (faulty matchers, unreadable labels with an apostrophe, the first `<answer>` graded even in a draft,
             `[]` worth 0, answers in pixels truncated to whole thousandths, taken as they stand where the picture's
             size is unknown). What there is a crash or a silent 0 is unscorable here: gold that cannot be read or has
-            no boxes, no weight above 0. So are swapped corners in gold, there dropped. R_fmt is 0 or 1.
+            no boxes, no weight above 0, a parameter that it does not know. So are swapped corners in gold, there
+            dropped. R_fmt is 0 or 1.
 
     In `paper` and `modern` the answer is what the last `<answer>` after the last `</think>` holds, or all that
     follows `</think>` if no tag does. Labels are equal up to case and white space. `[]` is right (1) if gold is `[]`;
@@ -96,12 +127,14 @@ class Detection:
             Unscorable: gold is no list of sound boxes, or `official_code` has nothing to blend or to find.
         """
         if context.preset == "official_code":
+            foreign = [part for part in _NOT_RELEASED if getattr(params, part) is not None]
+            if foreign:
+                raise Unscorable(f"official_code has no {', '.join(foreign)}; remove it or use the preset modern")
             if not params.det_reward_ratio.total():
                 raise Unscorable("official_code needs a weight above 0 in verifier_parm.det_reward_ratio")
             found = read_boxes_as_released(gold)
         else:
-            content = tagged(gold)
-            found = _plain_labels(read_boxes(gold if content is None else content))
+            found = _plain_labels(read_boxes(gold_text(gold)))
             if any(box.x1 == box.x2 or box.y1 == box.y2 for box in found.boxes):
                 raise Unscorable("a gold box has no area; remove it or widen it by a pixel")
         if found.dropped:
@@ -111,6 +144,8 @@ class Detection:
         if not found.boxes and not found.empty:
             wanted = 'as <answer>[{"bbox_2d": [x1, y1, x2, y2], "label": "..."}]</answer>'
             raise Unscorable(f"no boxes found in gold {gold[:80]!r}; write them {wanted}")
+        if found.empty and params.empty_gold == "unscorable":
+            raise Unscorable("gold is [], and empty_gold is unscorable")
         if len(found.boxes) >= MAX_BOXES:
             raise Unscorable(f"gold has {MAX_BOXES} boxes or more")
         return found.boxes
@@ -134,40 +169,28 @@ class Detection:
             layout = released_detection_score(response, len(predicted))
         else:
             layout = tag_score(response)
-            if not predicted and not gold:
-                accuracy = float(answer.empty)
-            elif context.preset == "paper":
-                accuracy = sum(ious[eps]) / max(len(predicted), len(gold))
-            else:
-                accuracy = 2 * sum(ious[eps]) / (len(predicted) + len(gold))
+            rule = params.rule(context.preset)
+            accuracy = box_reward(predicted, gold, pairs, ious[eps], eps, rule) if gold else float(answer.empty)
         report = _report(answer, gold, pairs, ious)
         reason = ""
         if not accuracy:
-            reason = f"no match at IoU {eps:g}" if predicted or answer.empty else "no boxes found in the answer"
+            found = predicted or answer.empty
+            bound = f" at IoU {eps:g}" if params.gate in (None, "threshold") else ""
+            reason = f"no match{bound}" if found else "no boxes found in the answer"
         return Outcome(accuracy, layout, correct=report["f1"] == 1, report=report, reason=reason)
 
 
 def _read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
     """The answered boxes in gold's space."""
     official = context.preset == "official_code"
-    if official:
-        answer = read_boxes_as_released(response)
-    else:
-        final = final_text(response)
-        content = tagged(final)
-        answer = _plain_labels(read_boxes(final if content is None else content))
-    size = context.image_sizes[0] if context.image_sizes else None
-    unknown = official and size is None and params.answer_space is None
+    answer = read_boxes_as_released(response) if official else _plain_labels(read_boxes(judged_text(response)))
+    unknown = official and not context.image_sizes and params.answer_space is None
     if params.answered_in is params.gold_space or unknown:
         return answer
-    corners = np.array([box[1:] for box in answer.boxes]).reshape(-1, 4)
-    try:
-        corners = from_relative(to_relative(corners, params.answered_in, size), params.gold_space, size)
-    except ValueError as error:
-        raise Unscorable(str(error)) from error
+    corners = moved(corners_of(answer.boxes), params.answered_in, params.gold_space, context.image_sizes)
     if official:
         corners = np.trunc(corners)
-    boxes = [Box(box.label, *moved) for box, moved in zip(answer.boxes, corners.tolist(), strict=True)]
+    boxes = [Box(box.label, *corner) for box, corner in zip(answer.boxes, corners.tolist(), strict=True)]
     return replace(answer, boxes=boxes)
 
 

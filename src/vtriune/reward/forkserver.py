@@ -1,0 +1,143 @@
+"""The process that workers are forked from: it has imported and set up all that verifiers need, once.
+
+A fork takes milliseconds where a start takes seconds, so that a killed worker is replaced at once, and workers share
+the memory of the libraries. This process judges nothing, runs no threads and ends, with all of its workers, when the
+pool's end of the control channel closes, however that happens.
+
+Messages are JSON, one per packet. From the pool: {"fork": true} with a socket attached, {"kill": pid},
+{"lower": pid} (its priority). To the pool: {"ready": true}, {"forked": pid} or {"not_forked": reason} in the order of
+the requests, {"ended": pid, "code": exit code, negative for a signal}, {"error": reason} if it can't begin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+import orjson
+
+from vtriune.reward.worker import serve, warm_up
+from vtriune.types import UserError
+from vtriune.verifiers import registry, remote
+
+LOW_PRIORITY = 15
+"""Niceness of a worker that is stuck with one answer: it gets what others leave, at least a thirtieth of a core."""
+
+MAX_MESSAGE = 4096
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def main() -> None:
+    """Set up, then fork, kill and report until the control channel, which is standard input, closes."""
+    settings = orjson.loads(sys.argv[1])
+    control = _take_control()
+    try:
+        for place in settings["load"]:
+            registry.register(place)
+        remote.configure(settings["remotes"])
+        warm_up()
+    except (UserError, RuntimeError) as error:
+        _tell(control, error=str(error))
+        return
+    gc.collect()
+    gc.freeze()  # the collector shall not touch, and thereby copy, what all workers share
+    children: set[int] = set()
+    wakeup, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    _tell(control, ready=True)
+    try:
+        while True:
+            readable, _, _ = select.select([control.fileno(), wakeup], [], [])
+            if wakeup in readable:
+                os.read(wakeup, 4096)
+                _reap(control, children)
+            if control.fileno() in readable and not _obey(control, children, (wakeup, waker), settings):
+                return
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], settings: dict[str, Any]) -> bool:
+    """Carry out one message of the pool. Returns whether the pool is still there."""
+    data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
+    if not data:
+        return False
+    order = orjson.loads(data)
+    # A child that has not been reaped keeps its number, so that no stranger can be met.
+    if order.get("kill") in children:
+        os.kill(order["kill"], signal.SIGKILL)
+    if order.get("lower") in children:
+        os.setpriority(os.PRIO_PROCESS, order["lower"], LOW_PRIORITY)
+    if "fork" in order:
+        channel = socket.socket(fileno=descriptors[0])
+        try:
+            pid = os.fork()
+        except OSError as error:
+            channel.close()
+            _tell(control, not_forked=str(error))
+            return True
+        if not pid:
+            _become_worker(control, channel, wakeups, settings)
+        channel.close()
+        children.add(pid)
+        _tell(control, forked=pid)
+    return True
+
+
+def _become_worker(
+    control: socket.socket, channel: socket.socket, wakeups: tuple[int, int], settings: dict[str, Any]
+) -> None:
+    code = 1
+    try:
+        # Should the parent be killed, nobody could tell any more how this process ended.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        control.close()
+        for descriptor in wakeups:
+            os.close(descriptor)
+        serve(channel, settings["cpu_limit"], settings["memory_limit"])
+        code = 0
+    except BaseException:  # it must not return into the loop of its parent
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+def _reap(control: socket.socket, children: set[int]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not pid:
+            return
+        children.discard(pid)
+        _tell(control, ended=pid, code=os.waitstatus_to_exitcode(status))
+
+
+def _tell(control: socket.socket, **message: object) -> None:
+    with contextlib.suppress(OSError):  # the pool has gone, which the next read will tell
+        control.send(orjson.dumps(message))
+
+
+def _take_control() -> socket.socket:
+    """The control channel, moved away from where a verifier's print() or input() could reach it."""
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return control
+
+
+if __name__ == "__main__":
+    main()
