@@ -87,9 +87,7 @@ def in_context_of(params: BaseModel, context: Context) -> Context:
         return context
     if context.progress is None:
         raise ValueError("a threshold needs the progress of training, and the context has none")
-    eps = threshold(
-        params.iou_threshold, context.progress, evaluation=params.eval_iou_threshold, preset=context.preset
-    )
+    eps = threshold(params.iou_threshold, context.progress, evaluation=params.eval_iou_threshold, preset=context.preset)
     return replace(context, threshold=eps)
 
 

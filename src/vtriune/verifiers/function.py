@@ -37,7 +37,9 @@ class FunctionVerifier:
         hints = get_type_hints(function)
         arguments = list(inspect.signature(function).parameters.values())
         options = [one for one in arguments[2:] if one.kind is one.KEYWORD_ONLY]
-        if len(arguments) - len(options) != 2 or any(one.kind is not one.POSITIONAL_OR_KEYWORD for one in arguments[:2]):
+        if len(arguments) - len(options) != 2 or any(
+            one.kind is not one.POSITIONAL_OR_KEYWORD for one in arguments[:2]
+        ):
             raise UserError(f'verifier "{self.name}": its signature must be (response, gold, *, parameter=..., ...)')
         fields: dict[str, Any] = {
             one.name: (hints.get(one.name, Any), ... if one.default is one.empty else one.default) for one in options
