@@ -125,6 +125,8 @@ def twin(response: str, gold: str, preset: Preset) -> bool | None:
     content = boxed(gold)
     text = (gold if content is None else content).strip()
     source = gold.lower() if preset == "official_code" else gold
+    if preset == "modern" and not mathverify._SENTENCE.search(gold):
+        source = rf"\boxed{{{text}}}"
     expected = math_verify.parse(source, extraction_mode="first_match", parsing_timeout=None)
     if not expected and preset == "modern":
         expected = parse(rf"\boxed{{{text}}}", lenient=True)

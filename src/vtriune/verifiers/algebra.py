@@ -1,4 +1,4 @@
-r"""math-verify as the math verifier uses it: the verdicts of `parse` and `verify`, cheaper where that provably changes none.
+r"""math-verify as the math verifier uses it: `parse` and `verify`, cheaper where that provably changes no verdict.
 
 Which text is compared is mathverify.py's. Nothing here limits time or memory. The twins without shortcuts, and that
 both agree, are in the tests (test_algebra.py).
@@ -10,6 +10,7 @@ import logging
 import re
 from functools import cache, lru_cache
 from itertools import islice
+from math import inf, prod
 from typing import Any
 
 _BOX = r"\boxed{"
@@ -118,6 +119,14 @@ def _math_verify() -> Any:
 
 
 @cache
+def _intervals() -> Any:
+    """mpmath's interval arithmetic: results are intervals that hold the true value."""
+    from mpmath import iv  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    return iv
+
+
+@cache
 def _answer_config(lenient: bool) -> list[Any]:
     """How the released code has math-verify find an answer."""
     from latex2sympy2_extended import NormalizationConfig  # noqa: PLC0415
@@ -159,7 +168,6 @@ def _certainly_differ(gold: Any, answer: Any) -> bool:
     Only of expressions in which math-verify can't tell them equal for another reason: integers, fractions, decimals,
     pi, e and symbols under +, *, and small powers. A difference of 0.001 is no matter of its six decimals.
     """
-    from mpmath import iv  # noqa: PLC0415
     from sympy import Symbol  # noqa: PLC0415
 
     if isinstance(gold, Symbol) or isinstance(answer, Symbol) or not (_tame(gold) and _tame(answer)):
@@ -170,62 +178,59 @@ def _certainly_differ(gold: Any, answer: Any) -> bool:
         difference = _value(gold, point) - _value(answer, point)
     except (ArithmeticError, ValueError):
         return False
-    return bool(difference > iv.mpf(0.001) or difference < iv.mpf(-0.001))
+    return bool(difference > 0.001 or difference < -0.001)
 
 
 def _tame(expression: Any) -> bool:
     """Nothing but what `_value` can compute, and too small for one part to vanish beside another."""
-    from sympy import Add, Basic, E, Mul, Pow, pi, preorder_traversal  # noqa: PLC0415
+    from sympy import Basic, preorder_traversal  # noqa: PLC0415
 
     if not isinstance(expression, Basic):
         return False
     nodes = list(islice(preorder_traversal(expression), 41))
-    magnitude = 1.0
-    for node in nodes:
-        if node.is_Rational:
-            if max(abs(node.p), node.q) > 1e9:
-                return False
-            magnitude *= max(abs(node.p), 1) * node.q
-        elif node.is_Float:
-            size = abs(float(node))
-            if not (size == 0 or 1e-9 < size < 1e9):
-                return False
-            magnitude *= max(size, 1 / size) if size else 1
-        elif node.is_Symbol:
-            if not node.is_real:
-                return False
-        elif node is not pi and node is not E and node.func not in (Add, Mul, Pow):
-            return False
-        if node.func is Pow:
-            exponent = node.args[1]
-            if not exponent.is_Rational or not 0 < abs(exponent) <= 10:
-                return False
-            magnitude *= 2.0 ** float(abs(exponent))
-    return len(nodes) <= 40 and magnitude < 1e9
+    return len(nodes) <= 40 and prod(map(_magnitude, nodes)) < 1e9
+
+
+def _magnitude(node: Any) -> float:
+    """The factor by which a node can enlarge or shrink the value; inf for what is not tame."""
+    from sympy import Add, E, Mul, Pow, pi  # noqa: PLC0415
+
+    if node.is_Rational:
+        return float(max(abs(node.p), 1) * node.q) if max(abs(node.p), node.q) < 10**9 else inf
+    if node.is_Float:
+        size = abs(float(node))
+        return max(size, 1 / size) if size else 1.0
+    if node.func is Pow:
+        exponent = node.exp
+        return 2.0 ** float(abs(exponent)) if exponent.is_Rational and 0 < abs(exponent) <= 10 else inf
+    known = node is pi or node is E or node.func in (Add, Mul) or (node.is_Symbol and node.is_real)
+    return 1.0 if known else inf
 
 
 def _value(expression: Any, point: dict[str, float]) -> Any:
     """An interval that holds the value at `point`; raises if a power is undefined there."""
-    from mpmath import iv  # noqa: PLC0415
     from sympy import pi  # noqa: PLC0415
 
+    iv = _intervals()
     if expression.is_Rational:
         return iv.mpf(expression.p) / iv.mpf(expression.q)
-    if expression.is_Float:
-        return iv.mpf(float(expression))
-    if expression.is_Symbol:
-        return iv.mpf(point[expression.name])
+    if expression.is_Float or expression.is_Symbol:
+        return iv.mpf(float(expression) if expression.is_Float else point[expression.name])
     if not expression.args:
         return iv.pi if expression is pi else iv.e
     values = [_value(part, point) for part in expression.args]
     if expression.is_Pow:
-        base, power = values
-        if expression.exp.is_Integer and (expression.exp > 0 or 0 not in base):
-            return base ** int(expression.exp)
-        if not base > 0:
-            raise ValueError("a root of what may be negative")
-        return iv.exp(iv.log(base) * power)
+        return _power(*values, exponent=expression.exp)
     result = values[0]
     for value in values[1:]:
         result = result + value if expression.is_Add else result * value
     return result
+
+
+def _power(base: Any, interval: Any, exponent: Any) -> Any:
+    if exponent.is_Integer and (exponent > 0 or 0 not in base):
+        return base ** int(exponent)
+    if not base > 0:
+        raise ValueError("a root of what may be negative")
+    iv = _intervals()
+    return iv.exp(iv.log(base) * interval)

@@ -29,6 +29,9 @@ _MAX_REMEMBERED = 1000
 _HARMLESS = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?|[A-Za-z]{1,12}")
 """Gold that math-verify reads quickly, and that `modern` mostly settles without it."""
 
+_SENTENCE = re.compile(r"answer|\$|\\\(|\\\[", re.IGNORECASE)
+"""Gold that math-verify finds the answer in."""
+
 
 class MathVerifyParams(BaseModel):
     """There are none."""
@@ -96,7 +99,12 @@ class MathVerify:
         text = (gold if content is None else content).strip()
         if not text:
             raise Unscorable("gold is empty")
-        source = gold.lower() if context.preset == "official_code" else gold
+        if context.preset == "official_code":
+            source = gold.lower()
+        elif context.preset == "modern" and not _SENTENCE.search(gold):
+            source = rf"\boxed{{{text}}}"  # of bare text math-verify reads the first number: 10 of 10\sqrt{3}
+        else:
+            source = gold
         if context.preset == "modern" and _HARMLESS.fullmatch(text):
             return MathGold(text, source, context.preset, parsed=None)
         parsed = _parse_gold(source, text, context.preset)

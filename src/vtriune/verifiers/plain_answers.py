@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from vtriune.verifiers.quantities import PLAIN_NUMBER, read_number, read_quantity, same_number, same_quantity
+from vtriune.verifiers.quantities import (
+    PLAIN_NUMBER,
+    Number,
+    read_number,
+    read_quantity,
+    same_number,
+    same_quantity,
+)
 
 _DECIMAL = re.compile(r"[-+]?\d{1,40}(?:\.\d{1,40})?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(\s+[^\W\d_]+)*")
@@ -19,7 +26,14 @@ _CAPITAL = re.compile(r"[A-Z]")
 _LETTER = re.compile(r"[A-Za-z]")
 _NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z]+")
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
-_ASSIGNED = re.compile(r"\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?\s*=\s*([^=]+)", re.DOTALL)
+_ASSIGNED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?)\s*=\s*([^=]+)", re.DOTALL)
+_CHAIN = re.compile(r"[A-Z](?:\s*=\s*[A-Z])+")
+_OPTION = re.compile(r"\(?([A-Z])[).:]")
+_NO_UNIT = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)|cot|csc|log|exp|sqrt|lim|max|mod|det|alpha|beta|gamma|delta|theta|lambda|sigma|omega"
+    r"|and|not|plus|minus|times|over|squared|cubed|root|infinity"
+)
+"""Words behind a number that are none: they change it."""
 _DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}")
 _RATIO = re.compile(rf"{PLAIN_NUMBER}(?:\s*(?::|\\colon)\s*{PLAIN_NUMBER})+")
 _OPERAND = rf"(?:{PLAIN_NUMBER}|\d{{1,40}}\s*/\s*\d{{1,40}})"
@@ -52,7 +66,7 @@ def settle(gold: str, answer: str) -> bool | None:
     A capital letter is no number (`E` is not 2.718...). A percent sign and words such as `million` belong to the
     number: `50\%` is 0.5, not 50. A sum, difference or product of numbers is unfinished where gold is a number.
     Of two quantities the units are converted and must fit, see `quantities.same_quantity`; where only one side has
-    a unit, it is not looked at, since questions often name it.
+    a unit, it is not looked at, since questions often name it. Nor is `x =` on one side, or brackets behind a letter.
 
     >>> settle("5 kg", "5 m"), settle("5 km", r"5000\text{ m}"), settle("7", "007"), settle("7", r"\sqrt{49}")
     (False, True, True, None)
@@ -60,9 +74,9 @@ def settle(gold: str, answer: str) -> bool | None:
     gold, answer = _plain(gold), _plain(answer)
     if gold == answer:
         return True
-    assigned = _ASSIGNED.fullmatch(answer)
-    if assigned and not _EQUALS.search(gold):
-        return settle(gold, assigned[1])
+    gold, answer = _unassigned(gold, answer)
+    if _CAPITAL.fullmatch(answer) and _CHAIN.fullmatch(gold):
+        return False
     if _DATE.fullmatch(gold) or _DATE.fullmatch(answer):
         return _date(gold) == _date(answer)
     if _RATIO.fullmatch(gold) and _RATIO.fullmatch(answer):
@@ -72,11 +86,23 @@ def settle(gold: str, answer: str) -> bool | None:
 
 
 def _plain(text: str) -> str:
-    text = text.strip().removesuffix(".").replace("−", "-")  # noqa: RUF001  (a minus sign)
+    text = text.strip().removesuffix(".").replace("−", "-")
     if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
         text = text[1:-1].strip()
     wrapped = _TEXT.fullmatch(text)
-    return wrapped.group(1).strip() if wrapped else text
+    text = wrapped.group(1).strip().removesuffix(".") if wrapped else text
+    option = _OPTION.fullmatch(text)
+    return option[1] if option else text
+
+
+def _unassigned(gold: str, answer: str) -> tuple[str, str]:
+    """Both without `x =`, where only one of them has it or both have the same."""
+    a, b = _ASSIGNED.fullmatch(gold), _ASSIGNED.fullmatch(answer)
+    if a and (b[1] == a[1] if b else not _EQUALS.search(answer)):
+        gold = a[2].strip()
+    if b and (a[1] == b[1] if a else not _EQUALS.search(gold)):
+        answer = b[2].strip()
+    return gold, answer
 
 
 def _date(text: str) -> list[int] | None:
@@ -88,19 +114,23 @@ def _parts(ratio: str) -> list[Fraction]:
 
 
 def _settle_measured(gold: str, answer: str) -> bool | None:
-    number, claimed = read_number(gold), read_number(answer)
-    if number and claimed:
-        return same_number(number, claimed)
-    if number and _UNFINISHED.fullmatch(answer):
+    a, b = read_number(gold), read_number(answer)
+    if a and b:
+        return same_number(a, b)
+    if (a and (_UNFINISHED.fullmatch(answer) or _CAPITAL.fullmatch(answer))) or (b and _CAPITAL.fullmatch(gold)):
         return False
-    if (number and _CAPITAL.fullmatch(answer)) or (claimed and _CAPITAL.fullmatch(gold)):
-        return False
-    measured, quantity = read_quantity(gold), read_quantity(answer)
-    if measured and quantity:
-        return same_quantity(measured, quantity)
-    number, claimed = number or (measured and measured.number), claimed or (quantity and quantity.number)
-    if number and claimed and "scaled" in (number.form, claimed.form):
-        return same_number(number, claimed)  # math-verify takes 50% for 50
+    measured, claimed = read_quantity(gold), read_quantity(answer)
+    if measured and claimed:
+        return same_quantity(measured, claimed)
+    if a and claimed:
+        return _settle_one_unit(a, claimed.number, claimed.unit)
+    return _settle_one_unit(measured.number, b, measured.unit) if measured and b else None
+
+
+def _settle_one_unit(gold: Number, answer: Number, unit: str) -> bool | None:
+    """A number and a quantity. math-verify knows few units, and takes 50% for 50."""
+    if "scaled" in (gold.form, answer.form) or (unit.isalpha() and not _NO_UNIT.fullmatch(unit)):
+        return same_number(gold, answer)
     return None
 
 

@@ -31,6 +31,7 @@ _CURRENCIES = {"$": "dollar", "€": "euro", "£": "pound", "¥": "yen"}
 _PERCENT = re.compile(r"\s*(?:\\?[%％]|(?:per ?cent(?:age)?|pct)\b)")
 _TEMPERATURE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\bdeg(?:rees?)?\b)\s*(C|F|[Cc]elsius|[Ff]ahrenheit)\b")
 _MICRO = re.compile(r"(?:\\mu\s?|[µμ])(?=[A-Za-z])")
+_OHM = re.compile(r"^\s*(?:\\Omega|[ΩΩ])(?![A-Za-z])")
 _SCALE = re.compile(r" ?(percent|hundred|thousand|million|billion|trillion|dozen)s?\b")
 _SCALES = {
     **{"percent": Fraction(1, 100), "dozen": Fraction(12), "hundred": Fraction(100), "thousand": Fraction(10**3)},
@@ -153,7 +154,7 @@ def _read(text: str) -> tuple[Number, str] | None:
         return None
     number = _value(found)
     rest = _MICRO.sub("u", _TEMPERATURE.sub(lambda t: f" {_SHORT[t[1][0].upper()]}", plain[found.end() :]))
-    rest = _PERCENT.sub(" percent", rest, count=1)
+    rest = _OHM.sub(" ohm", _PERCENT.sub(" percent", rest, count=1), count=1)
     scale = _SCALE.match(rest)
     if number and scale:
         number = replace(number, value=number.value * _SCALES[scale[1]], form="scaled")
