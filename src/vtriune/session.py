@@ -173,7 +173,9 @@ def ask_and_judge(
     pending = []
     for group in engine.generate(samples, seed_step, group_size):
         items = [
-            JudgeItem(one.text, group.sample.reward, progress, group.image_sizes, len(one.token_ids))
+            JudgeItem(
+                one.text, group.sample.reward, progress, group.image_sizes, len(one.token_ids), group.sample.source
+            )
             for one in group.rollouts
         ]
         pending.append((group, judge.submit(items)))

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import httpx
 import orjson
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import ValidationError
 
+from vtriune.reward.api import JudgeReply, explain
 from vtriune.reward.blocking import BlockingJudge, OnVerdict
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.wire import encode_item
@@ -214,10 +214,9 @@ class AsyncRewardClient:
         finally:
             server.under_way -= len(jobs)
         try:
-            told = _Reply.model_validate_json(reply).verdicts
+            told = JudgeReply.model_validate_json(reply).verdicts
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            raise _FaultError(f"its reply makes no sense: {problem['loc']}: {problem['msg']}") from error
+            raise _FaultError(f"its reply makes no sense: {explain(error)}") from error
         if [one.id for one in told] != [job.id for job in jobs]:
             raise _FaultError("its reply is to something else")
         return [one.verdict() for one in told]
@@ -365,32 +364,3 @@ class _Job:
     @property
     def data(self) -> bytes:
         return b'{"id":' + orjson.dumps(self.id) + b"," + self.item[1:]
-
-
-class _Told(BaseModel):
-    """A verdict as a server tells it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    id: str
-    status: Status
-    reward: FiniteFloat | None
-    accuracy: FiniteFloat | None
-    format: FiniteFloat | None
-    correct: bool | None
-    report: dict[str, FiniteFloat]
-    reason: str
-
-    @model_validator(mode="after")
-    def _scored_or_not(self) -> Self:
-        values = (self.reward, self.accuracy, self.format, self.correct)
-        if any((value is None) == (self.status is Status.SCORED) for value in values):
-            raise ValueError("a verdict has all of its numbers if it is scored, and none if it is not")
-        return self
-
-    def verdict(self) -> Verdict:
-        return Verdict(self.status, self.reward, self.accuracy, self.format, self.correct, self.report, self.reason)
-
-
-class _Reply(BaseModel):
-    verdicts: list[_Told]
