@@ -1,7 +1,7 @@
 """Each known fault of the released detection reward by name: `modern` is free of it, `official_code` keeps its verdict.
 
-One test or one row a fault, in the order of the list that was made when the released server was read and run. Where that
-server crashed or answered a silent 0, `official_code` gives the reason instead of a verdict.
+One test or one row a fault, in the order of the list that was made when the released server was read and run. Where
+that server crashed or answered a silent 0, `official_code` gives the reason instead of a verdict.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ LABEL_FIRST = {"iou_max_label_first": 1.0}
 ATTESTED = {"iou_max_label_first": 1.0, "iou_completeness": 0.3}
 IOU_FIRST = {"iou_max_iou_first": 1.0}
 MAP50 = {"map50": 1.0}
+
+HALFWAY = Progress(50, 100, "train")
 
 A = ([0, 0, 100, 100], "cat")
 A90 = ([0, 0, 90, 100], "cat")  # IoU with A: 0.9; with A80: 8/9
@@ -44,7 +46,7 @@ def verdict(
     preset: Preset,
     ratio: dict[str, float] = LABEL_FIRST,
     eps: Any = 0.5,
-    progress: Progress = Progress(50, 100, "train"),
+    progress: Progress = HALFWAY,
     sizes: tuple[ImageSize, ...] = (),
     weights: tuple[float, float] = (1.0, 0.0),
     **parameters: Any,
@@ -187,13 +189,11 @@ def test_the_total_is_divided_by_the_weights_only_in_official_code() -> None:
 @pytest.mark.parametrize("preset", ["modern", "official_code"])
 def test_the_schedule_belongs_to_the_sample_and_never_reaches_test_samples(preset: Preset) -> None:
     schedule = [[0.0, 0.85], [0.1, 0.95], [0.25, 0.99]]
-    at = {
-        (step, split): verdict(
-            answer(listed(A90)), answer(listed(A)), preset, eps=schedule, progress=Progress(step, 100, split)
-        ).accuracy
-        for step, split in ((0, "train"), (50, "train"), (50, "test"))
-    }
-    assert list(at.values()) == pytest.approx([0.9, 0.0, 0.9], abs=1e-12)
+    points = Progress(0, 100, "train"), Progress(50, 100, "train"), Progress(50, 100, "test")
+    rewards = [
+        verdict(answer(listed(A90)), answer(listed(A)), preset, eps=schedule, progress=at).accuracy for at in points
+    ]
+    assert rewards == pytest.approx([0.9, 0.0, 0.9], abs=1e-12)
 
 
 def test_correct_does_not_wait_for_an_accuracy_of_1() -> None:
@@ -210,7 +210,8 @@ def test_bad_parameters_are_no_silent_0(parameters: dict[str, Any]) -> None:
 
 def passes(sides: tuple[float, float], preset: Preset, *, exact: bool, gate: str | None = None) -> float:
     """The share of 400 boxes, sides in that range of thousandths, whose perfect predictor passes eps = 0.99; with a
-    gate its mean worth. It answers in pixels of the resized picture: rounded ones, or exactly those of gold's corners."""
+    gate its mean worth. It answers in pixels of the resized picture: rounded ones, or exactly those of gold's corners.
+    """
     rng = random.Random(0)
     total = 0.0
     for _ in range(400):
@@ -223,7 +224,7 @@ def passes(sides: tuple[float, float], preset: Preset, *, exact: bool, gate: str
         pixels: list[float] = [round(corner * k) for corner, k in zip(true, scale, strict=True)]
         if exact:
             pixels = [corner * k for corner, k in zip(gold, scale, strict=True)]
-        extra = {"gate": gate} if gate else {}
+        extra: dict[str, Any] = {"gate": gate} if gate else {}
         one = verdict(
             answer(listed((pixels, "cat"))),
             answer(listed((gold, "cat"))),
