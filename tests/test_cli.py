@@ -62,12 +62,13 @@ Command = Callable[..., Result]
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((), ("train", "judge", "runs")),
+        ((), ("train", "judge", "verifiers", "runs")),
         (("train",), ("recipe", "overrides", "--out", "--resume", "--replace", "runs/<name of the recipe>")),
         (
             ("judge",),
             ("file", "--response", "--gold", "--verifier", "--parameters", "--preset", "--progress", "--json"),
         ),
+        (("verifiers",), ("name", "--load", "--json")),
         (("runs",), ("list", "show")),
         (("runs", "list"), ("root", "[default: runs]")),
         (("runs", "show"), ("run", "A run folder")),
@@ -84,7 +85,7 @@ def test_help_explains_every_command_and_names_its_arguments(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["judge", "--response", r"\boxed{4}", "--gold", "4"], ["runs", "list", "."]],
+    [[], ["--help"], ["judge", "--response", r"\boxed{4}", "--gold", "4"], ["verifiers"], ["runs", "list", "."]],
 )
 def test_only_training_imports_torch(arguments: list[str], tmp_path: Path) -> None:
     script = (

@@ -272,7 +272,7 @@ def test_a_group_is_handed_to_the_judge_before_the_next_batch_is_sampled(
     engine.events = []
     samples, _ = engine.encode(load_data(recipe(test=rows), pool).test)
     with NotingPool(engine.events) as noting:
-        judged = ask_and_judge(engine, noting, samples, seed_step=0, progress=TEST, group_size=3)
+        judged, _ = ask_and_judge(engine, noting, samples, seed_step=0, progress=TEST, group_size=3)
     assert engine.events == [(what, gold) for gold in "123" for what in ("sampled", "judged")]
     assert [(one.group.sample.reward.gold, len(one.verdicts), len(one.advantages)) for one in judged] == [
         (gold, 3, 3) for gold in "123"
@@ -316,7 +316,7 @@ def test_two_evaluations_of_the_same_model_draw_the_same_answers_and_training_dr
     samples, _ = engine.encode(load_data(recipe(), pool).test)
 
     def texts(seed_step: int) -> list[str]:
-        judged = ask_and_judge(engine, pool, samples, seed_step=seed_step, progress=TEST, group_size=8)
+        judged, _ = ask_and_judge(engine, pool, samples, seed_step=seed_step, progress=TEST, group_size=8)
         return [rollout.text for one in judged for rollout in one.group.rollouts]
 
     assert texts(EVALUATION_SEED_STEP) == texts(EVALUATION_SEED_STEP)

@@ -31,6 +31,9 @@ runs_app = typer.Typer(help="Look at runs: finished, running, stopped or damaged
 app.add_typer(runs_app, name="runs")
 
 
+Load = Annotated[list[str] | None, typer.Option(help="A verifier of your own as module:function; may be repeated.")]
+
+
 def _console() -> Console:
     # Output into a file is 80 columns for rich, which would fold the tables.
     return Console() if sys.stdout.isatty() else Console(width=140)
@@ -117,6 +120,7 @@ def judge(
         float | None,
         typer.Option(help="Judge as in training at this progress (0 to 1); default: as a test.", min=0, max=1),
     ] = None,
+    load: Load = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON verdict per line instead of a table.")] = False,
 ) -> None:
     """Try a reward: judge one answer, or a file of answers, against gold.
@@ -126,6 +130,7 @@ def judge(
     """
     from vtriune.reward.judge import JudgeItem  # noqa: PLC0415
     from vtriune.reward.pool import JudgePool  # noqa: PLC0415
+    from vtriune.verifiers import registry  # noqa: PLC0415
 
     try:
         defaults = {"verifier": verifier, "verifier_parm": orjson.loads(parameters)}
@@ -154,7 +159,9 @@ def judge(
         )
         for line in lines
     ]
-    with JudgePool(workers=min(2, len(items))) as pool:
+    for place in load or ():
+        registry.register(place)
+    with JudgePool(workers=min(2, len(items)), load=load or ()) as pool:
         verdicts = pool.submit(items).result()
     if as_json:
         for verdict in verdicts:
@@ -221,9 +228,7 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
 @app.command()
 def verifiers(
     name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
-    load: Annotated[
-        list[str] | None, typer.Option(help="A verifier of your own as module:function; may be repeated.")
-    ] = None,
+    load: Load = None,
     as_json: Annotated[bool, typer.Option("--json", help="Names and JSON Schemas of parameters, as JSON.")] = False,
 ) -> None:
     """List the verifiers that rows can name, or show one with its definition and parameters.

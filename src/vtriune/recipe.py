@@ -39,6 +39,26 @@ class RewardConfig(BaseModel):
     cpu_limit: float = Field(
         2.0, gt=0, allow_inf_nan=False, description="Seconds of CPU time per answer; beyond it the answer scores 0."
     )
+    load: list[str] = Field([], description="Verifiers of your own, as module:function (docs/own_verifier.md).")
+    remotes: dict[str, str] = Field({}, description="Names and URLs of services that the verifier `remote` may ask.")
+    servers: list[str] = Field(
+        [], description="URLs of reward servers (`vtriune serve`); empty: judge on this machine, with the keys above."
+    )
+    token_file: Path | None = Field(None, description="File with the token that the servers want.")
+    deadline: float = Field(
+        600, gt=0, allow_inf_nan=False, description="Seconds that servers have for a group, all repetitions included."
+    )
+
+    @model_validator(mode="after")
+    def _here_or_there(self) -> Self:
+        for key in ("workers", "cpu_limit", "load", "remotes"):
+            if self.servers and key in self.model_fields_set:
+                raise ValueError(
+                    f"reward.{key}: the servers judge; leave it out and start them with it (vtriune serve)"
+                )
+        if self.token_file and not self.servers:
+            raise ValueError("reward.token_file: is for reward.servers; add them or leave it out")
+        return self
 
 
 class EvaluationConfig(BaseModel):
@@ -84,6 +104,9 @@ class Recipe(BaseModel):
     def _check(self) -> Self:
         path = (self.base / Path(self.model.path).expanduser()).resolve()
         self.model = self.model.model_copy(update={"path": str(path)})
+        if self.reward.token_file:
+            token_file = (self.base / self.reward.token_file.expanduser()).resolve()
+            self.reward = self.reward.model_copy(update={"token_file": token_file})
         rates, frozen = self.update.learning_rate, self.model.freeze
         if isinstance(rates, dict):
             for part in PARTS:

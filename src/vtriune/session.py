@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
 from vtriune.monitor.store import RunStore
-from vtriune.recipe import Recipe
+from vtriune.recipe import Recipe, RewardConfig
+from vtriune.reward.blocking import BlockingJudge
+from vtriune.reward.client import RewardClient, read_token
 from vtriune.reward.judge import EXHAUSTED, JudgeItem
 from vtriune.reward.pool import JudgePool
 from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, Status, UserError
+from vtriune.verifiers import registry
 
 RESERVED_SOURCE = "all"
 EVALUATION_SEED_STEP = -1
@@ -97,7 +101,25 @@ class RunData:
             self.remove_test(sample_id)
 
 
-def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
+Judge = BlockingJudge[Any]
+"""Whoever judges: the embedded pool, or reward servers."""
+
+
+def open_judge(reward: RewardConfig) -> Judge:
+    """The judge of a recipe, started.
+
+    Raises:
+        UserError: a verifier of the user's own can't be loaded, no server is ready, the token can't be read.
+    """
+    if reward.servers:
+        token = read_token(reward.token_file) if reward.token_file else ""
+        return RewardClient(reward.servers, token=token, deadline=reward.deadline)
+    for place in reward.load:
+        registry.register(place)  # here, too, so that a mistake is an error at once
+    return JudgePool(reward.workers, reward.cpu_limit, load=reward.load, remotes=reward.remotes)
+
+
+def load_data(recipe: Recipe, judge: Judge) -> RunData:
     """Read all sources; each row's reward is tried out in a judge process, where hostile gold can do no harm.
 
     Raises:
@@ -136,23 +158,33 @@ def load_data(recipe: Recipe, judge: JudgePool) -> RunData:
 
 def ask_and_judge(
     engine: LocalEngine,
-    judge: JudgePool,
+    judge: Judge,
     samples: Sequence[Sample],
     *,
     seed_step: int,
     progress: Progress,
     group_size: int | None,
-) -> list[JudgedGroup]:
-    """Answers to encoded samples with their verdicts. A group is judged while the next ones are sampled."""
+) -> tuple[list[JudgedGroup], float]:
+    """Answers to encoded samples with their verdicts. A group is judged while the next ones are sampled.
+
+    Returns:
+        The judged groups, and how many seconds were spent waiting for verdicts after the last group was sampled.
+    """
     pending = []
     for group in engine.generate(samples, seed_step, group_size):
-        items = [JudgeItem(one.text, group.sample.reward, progress, group.image_sizes) for one in group.rollouts]
+        items = [
+            JudgeItem(
+                one.text, group.sample.reward, progress, group.image_sizes, len(one.token_ids), group.sample.source
+            )
+            for one in group.rollouts
+        ]
         pending.append((group, judge.submit(items)))
+    sampled = time.monotonic()
     judged = []
     for group, future in pending:
         verdicts = tuple(future.result())
         judged.append(JudgedGroup(group, verdicts, advantages([verdict.reward for verdict in verdicts])))
-    return judged
+    return judged, time.monotonic() - sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +203,7 @@ class JudgedEvaluation:
 def evaluate(
     recipe: Recipe,
     engine: LocalEngine,
-    judge: JudgePool,
+    judge: Judge,
     samples: Sequence[Sample],
     *,
     progress: Progress,
@@ -188,9 +220,10 @@ def evaluate(
         good, unreadable = engine.encode(samples[start : start + size])
         bad.extend(unreadable)
         for groups, count in ((result.sampled, recipe.evaluation.responses_per_prompt), (result.greedy, None)):
-            groups.extend(
-                ask_and_judge(engine, judge, good, seed_step=EVALUATION_SEED_STEP, progress=progress, group_size=count)
+            judged, _ = ask_and_judge(
+                engine, judge, good, seed_step=EVALUATION_SEED_STEP, progress=progress, group_size=count
             )
+            groups.extend(judged)
         advance(len(samples[start : start + size]))
     return result, bad
 

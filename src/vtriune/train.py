@@ -22,8 +22,17 @@ from vtriune.monitor.store import RunStore, check_vacant
 from vtriune.monitor.table import before_after_table, plain, step_line
 from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.recipe import Recipe
-from vtriune.reward.pool import JudgePool
-from vtriune.session import Interrupted, RunData, ask_and_judge, evaluate, load_data, new_store, polite_interrupt
+from vtriune.session import (
+    Interrupted,
+    Judge,
+    RunData,
+    ask_and_judge,
+    evaluate,
+    load_data,
+    new_store,
+    open_judge,
+    polite_interrupt,
+)
 from vtriune.types import Progress, Status, UserError
 
 
@@ -40,7 +49,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     threads = torch.get_num_threads()
-    with JudgePool(recipe.reward.workers, recipe.reward.cpu_limit) as judge:
+    with open_judge(recipe.reward) as judge:
         with console.status("Reading and checking the data"):
             data = load_data(recipe, judge)
         with console.status("Loading the model"):
@@ -68,7 +77,7 @@ class _Run:
     recipe: Recipe
     data: RunData
     engine: LocalEngine
-    judge: JudgePool
+    judge: Judge
     store: RunStore
     tracker: Unfailing
     console: Console
@@ -90,10 +99,10 @@ class _Run:
                 self.save(0)
             bar, began = self.bars.add_task("training", total=total, completed=first), time.monotonic()
             for done in range(first + 1, total + 1):
-                figures = self.step(done - 1)
+                figures, waited = self.step(done - 1)
                 self.bars.update(bar, completed=done)
                 left = (time.monotonic() - began) / (done - first) * (total - done)
-                self.console.print(step_line(done, total, figures, left))
+                self.console.print(step_line(done, total, figures, left, waited))
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
                 stopping = asked_to_stop() and done < total
@@ -103,8 +112,8 @@ class _Run:
                     raise Interrupted(f"Stopped after step {done}. Go on: vtriune train --resume {self.store.folder}")
         self.finish()
 
-    def step(self, step: int) -> dict[str, float]:
-        """Mix, sample, judge, learn. Returns the step's figures."""
+    def step(self, step: int) -> tuple[dict[str, float], float]:
+        """Mix, sample, judge, learn. Returns the step's figures and the seconds that it waited for rewards."""
         recipe, began = self.recipe, time.monotonic()
         # A small source can come round twice in a batch; a row is asked once a step.
         draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(recipe.rollout.prompts_per_step)}
@@ -119,19 +128,25 @@ class _Run:
             self.set_aside(step + 1, sample.id, reason)
         progress = Progress(step, recipe.steps, "train")
         size = recipe.rollout.responses_per_prompt
-        judged = ask_and_judge(self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size)
+        judged, waited = ask_and_judge(
+            self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size
+        )
         for one in judged:
             if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
                 self.data.mixture.remove(one.group.sample.id)
                 self.set_aside(step + 1, one.group.sample.id, one.verdicts[0].reason)
-        sampled = time.monotonic()
+        judged_at = time.monotonic()
         learned = self.engine.update(judged, step, recipe.steps)
         figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
-        timing = {"rollout_s": sampled - began, "update_s": time.monotonic() - sampled}
+        timing = {
+            "rollout_s": judged_at - began - waited,
+            "reward_wait_s": waited,
+            "update_s": time.monotonic() - judged_at,
+        }
         self.store.write_rollouts(step + 1, judged, progress)
         self.store.log(step + 1, "train", figures, timing)
         self.tracker.write(step + 1, "train", figures)
-        return figures
+        return figures, waited
 
     def evaluate(self, done: int) -> None:
         """Held-out evaluation after `done` steps: whole at first and at last, as the recipe says in between."""

@@ -56,3 +56,10 @@ def test_a_space_in_pixels_needs_the_size_of_the_picture(space: BoxSpace) -> Non
 @pytest.mark.parametrize("space", BoxSpace)
 def test_no_boxes_are_converted_to_no_boxes(space: BoxSpace) -> None:
     assert to_relative(np.zeros((0, 4)), space, SIZE).shape == (0, 4)
+
+
+@given(some_boxes(), st.sampled_from(BoxSpace), st.sampled_from(BoxSpace))
+def test_the_corners_of_boxes_are_converted_as_points_are(boxes: Floats, source: BoxSpace, target: BoxSpace) -> None:
+    corners = boxes.reshape(-1, 2)
+    moved = from_relative(to_relative(corners, source, SIZE), target, SIZE)
+    assert (moved.reshape(-1, 4) == from_relative(to_relative(boxes, source, SIZE), target, SIZE)).all()

@@ -112,8 +112,12 @@ def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
         yield plain(f"Without a score in one of the evaluations: {', '.join(sorted(missing))}.").plain
 
 
-def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float) -> RenderableType:
+def step_line(
+    step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float, seconds_waited: float = 0
+) -> RenderableType:
     """One line for one training step: mean reward, time left, and the reward of every source as far as there is room.
+
+    Waiting for rewards shows from a tenth of a second on.
 
     A first part that all names of sources share, up to the first `_`, is left out.
     """
@@ -121,6 +125,8 @@ def step_line(step: int, total_steps: int, metrics: Mapping[str, float], seconds
     line.append(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
     line.append("  reward ").append(_number(metrics.get(f"{ALL}/reward")), "bold")
     line.append(f"  {timedelta(seconds=round(seconds_left))} left", "dim")
+    if seconds_waited >= 0.1:
+        line.append(f"  waited {seconds_waited:.1f} s for rewards", "yellow")
     for figure in ("failed", "unscorable"):
         if count := metrics.get(f"{ALL}/{figure}_count"):
             line.append(f"  {count:.0f} {figure}", "red")

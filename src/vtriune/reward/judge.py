@@ -44,6 +44,8 @@ class JudgeItem:
     image_sizes: tuple[ImageSize, ...] = ()
     response_tokens: int | None = None
     """Length of the answer in tokens, for verifiers that shape by length."""
+    source: str = ""
+    """The sample's data source, for the metrics of a reward server; no verdict depends on it."""
 
 
 @dataclass(frozen=True, slots=True)

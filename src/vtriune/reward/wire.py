@@ -15,7 +15,8 @@ import orjson
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, is_unicode
 from vtriune.types import ImageSize, Progress, RewardSpec, Status, Verdict
 
-_NOT_UNICODE = "\ud800"
+NOT_UNICODE = "\ud800"
+"""Stands for an answer that is no Unicode text."""
 
 
 def encode_item(item: JudgeItem) -> bytes:
@@ -37,6 +38,7 @@ def encode_item(item: JudgeItem) -> bytes:
         "progress": item.progress,
         "image_sizes": item.image_sizes,
         "response_tokens": item.response_tokens,
+        "source": item.source,
     }
     try:
         return orjson.dumps(fields, default=dict, option=orjson.OPT_SORT_KEYS)
@@ -51,7 +53,7 @@ def decode_item(fields: dict[str, Any]) -> JudgeItem:
         if spec[weight] is None:  # JSON's spelling of NaN and infinity, which the judge refuses by name
             spec[weight] = float("nan")
     return JudgeItem(
-        response=_NOT_UNICODE if fields["response"] is None else fields["response"],
+        response=NOT_UNICODE if fields["response"] is None else fields["response"],
         spec=RewardSpec(**spec),
         progress=Progress(**fields["progress"]),
         image_sizes=tuple(
@@ -59,6 +61,7 @@ def decode_item(fields: dict[str, Any]) -> JudgeItem:
             for size in fields["image_sizes"]
         ),
         response_tokens=fields["response_tokens"],
+        source=fields["source"],
     )
 
 

@@ -60,9 +60,15 @@ def boxed(text: str) -> str | None:
     >>> boxed(r"\boxed{3}, no: \boxed{\frac{1}{2}}, that is \boxed{0.")
     '\\frac{1}{2}'
     """
+    start = text.find(r"\boxed")
+    if start < 0:
+        return None
+    # Braces before the first box don't matter; backslashes do: behind an odd number of them it is none.
+    while start and text[start - 1] == "\\":
+        start -= 1
     open_braces: list[int] = []
     last: tuple[int, int] | None = None
-    for token in _BRACES.finditer(text):
+    for token in _BRACES.finditer(text, start):
         mark = token.group()
         if mark == "}":
             # A plain brace stands on the stack as -1, a box as where its content starts.

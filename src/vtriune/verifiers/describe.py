@@ -73,8 +73,7 @@ def _rows(schema: dict[str, Any], defs: dict[str, Any], prefix: str) -> Iterator
 
 def _objects(field: dict[str, Any], defs: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The objects with properties that a field is, or is a list or choice of."""
-    if "$ref" in field:
-        field = defs[field["$ref"].rpartition("/")[2]]
+    field = _resolved(field, defs)
     if "properties" in field:
         yield field
     for inner in (field.get("items"), *field.get("anyOf", ())):
@@ -82,10 +81,14 @@ def _objects(field: dict[str, Any], defs: dict[str, Any]) -> Iterator[dict[str, 
             yield from _objects(inner, defs)
 
 
+def _resolved(field: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = defs[field["$ref"].rpartition("/")[2]] if "$ref" in field else field
+    return found
+
+
 def _type(field: dict[str, Any], defs: dict[str, Any]) -> str:
     """A JSON Schema in a few words."""
-    if "$ref" in field:
-        return _type(defs[field["$ref"].rpartition("/")[2]], defs)
+    field = _resolved(field, defs)
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(_type(one, defs) for one in field["anyOf"]))
     if "enum" in field or "const" in field:

@@ -38,6 +38,7 @@ class DetectionParams(GatedParams):
     det_reward_ratio: DetRewardRatio = DetRewardRatio()
     """The blend of `official_code`; the other presets have none."""
     gold_space: BoxSpace = BoxSpace.RELATIVE_1000
+    """What gold's coordinates count, see `BoxSpace`."""
     answer_space: BoxSpace | None = None
     """Set it by model family. None: absolute_resized if `det_verifier_normalized`, else relative_1000."""
     matching: Matching | None = None

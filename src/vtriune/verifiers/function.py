@@ -79,13 +79,15 @@ def _params(function: Callable[..., Any], name: str) -> type[BaseModel]:
     fields: dict[str, Any] = {
         one.name: (hints.get(one.name, Any), ... if one.default is one.empty else one.default) for one in options
     }
+    if any(one.startswith("_") for one in fields):
+        raise UserError(f'verifier "{name}": a parameter can\'t begin with an underscore; rename it')
     config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     try:
         return create_model(f"{name}Params", __config__=config, **fields)
     except Exception as error:  # whatever pydantic makes of the user's hints and names
         raise UserError(
-            f'verifier "{name}": its parameters can\'t be checked ({type(error).__name__}: {error}); '
-            "give them type hints of JSON values and names without a leading underscore"
+            f'verifier "{name}": its parameters can\'t be checked ({type(error).__name__}: '
+            f"{str(error).partition(chr(10))[0]}); give them type hints of JSON values"
         ) from error
 
 

@@ -29,6 +29,7 @@ class GroundingParams(GatedParams):
     """What eps (`iou_threshold`), or COCO's ten thresholds, makes of the value: see `box_reward.gated`. With `giou` and
     eps = 0 a box that misses gold is worth up to 0.5 the nearer it is."""
     gold_space: BoxSpace = BoxSpace.RELATIVE_1000
+    """What gold's coordinates count, see `BoxSpace`."""
     answer_space: BoxSpace = BoxSpace.RELATIVE_1000
     """Set it by model family: absolute_resized for Qwen2.5-VL."""
 

@@ -1,18 +1,20 @@
-r"""`mathverify`: is the answer in the box mathematically the gold answer? One class, three presets.
+r"""`mathverify`: is the answer in the box mathematically the gold answer? One class, three presets, one memory.
 
-Finding the box is answers.py's job, what needs no algebra plain_answers.py's, the layout score format.py's; limits of
-time and memory are the judge's.
+Finding the box is answers.py's job, what needs no algebra plain_answers.py's, math-verify algebra.py's, the layout
+score format.py's; limits of time and memory are the judge's.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from functools import cache
+import re
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from vtriune.types import Preset
+from vtriune.verifiers import algebra
 from vtriune.verifiers.answers import boxed, final_text, tagged
 from vtriune.verifiers.base import Context, Outcome, Unscorable
 from vtriune.verifiers.format import released_tag_score, tag_score
@@ -20,6 +22,15 @@ from vtriune.verifiers.plain_answers import settle, sprayed
 
 MAX_ANSWER = 4000
 """Characters of a box (`paper`, `modern`). A longer one is no answer: the paper's golds end at 20."""
+
+_MAX_REMEMBERED = 1000
+"""Characters of an answer whose verdict is remembered: 8,192 of them are 8-32 MB at most."""
+
+_HARMLESS = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?|[A-Za-z]{1,12}")
+"""Gold that math-verify reads quickly, and that `modern` mostly settles without it."""
+
+_SENTENCE = re.compile(r"answer|\$|\\\(|\\\[", re.IGNORECASE)
+"""Gold that math-verify finds the answer in."""
 
 
 class MathVerifyParams(BaseModel):
@@ -33,7 +44,11 @@ class MathGold:
     """A gold answer: what stands in its box (or all of it), and what math-verify makes of it."""
 
     text: str
-    parsed: list[Any]
+    source: str
+    """What math-verify reads."""
+    preset: Preset
+    parsed: list[Any] | None = field(compare=False)
+    """It follows from the other fields; None if it is read when it is needed."""
 
 
 class MathVerify:
@@ -46,13 +61,17 @@ class MathVerify:
             finds the answer itself (boxes first, several of them make a set, text without a box can count). R_fmt
             wants line breaks around the tags. One difference: unreadable gold, there a silent 0, is unscorable.
         `modern`: as `paper`, but what needs no algebra is settled first, see `plain_answers.settle`: equal text is
-            equal, numbers, words, dates, units and Greek letters are compared as such (`meat` is not `team`, `Yes` is
-            `yes`, `5 kg` is not `5 m`, `2022` is not `2024-01-01`). Gold that is only text can be judged, `A or B or C`
-            and `A=B=C` are no answers unless gold is of that kind, and an `<answer>` tag without a box counts if its
-            text is the gold's. Still open, since algebra or conversion would be needed: `5000 m` is not `5 km`; a unit
-            on one side only is ignored (`5` is `5 kg`), as is a percent sign on gold's side alone where gold has no
-            box; unfinished arithmetic is an answer (`2000+22` is `2022`); a tiny number that is no decimal
-            (`\frac{1}{10^{19}}`) is compared with an absolute tolerance; ratios are quotients (`1:2` is `2:4`).
+            equal, numbers, words, letters, dates, ratios, percentages and units are compared as such, units converted
+            (`meat` is not `team`, `Yes` is `yes`, `5 kg` is not `5 m`, `5000 m` is `5 km`, `50` is not `50\%`). Gold
+            that is only text can be judged, `A or B or C` and `A=B=C` are no answers unless gold is of that kind, an
+            `<answer>` tag without a box counts if its text is the gold's, `\frac12` in an answer is read as in gold,
+            tiny numbers are compared relative to gold. A unit that only one side has is not looked at (`5` is `5 kg`):
+            questions often name it. A percent sign and `million` are no such units, since the number makes no sense
+            without them. Still open: `January 1, 2024` is not `2024-01-01`; products of one-letter variables are
+            taken for words (`xy` is not `yx`); units that are neither known nor plain words (`5 \mathrm{Tm}`).
+
+    Verdicts are remembered by gold and answer, since the G answers of a group repeat; in `official_code` by the part
+    of the response that math-verify looks at. What ran out of time or memory leaves nothing behind.
 
     Source: arXiv 2505.18129 eq. 3-4; github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server/verify.py;
     equivalence is decided by github.com/huggingface/Math-Verify, its own time limits off.
@@ -80,77 +99,67 @@ class MathVerify:
         text = (gold if content is None else content).strip()
         if not text:
             raise Unscorable("gold is empty")
-        parsed = _parse_gold(gold.lower() if context.preset == "official_code" else gold)
-        if not parsed and context.preset == "modern":
-            return MathGold(text, _parse_answer(rf"\boxed{{{text}}}"))
-        if not parsed:
+        if context.preset == "official_code":
+            source = gold.lower()
+        elif context.preset == "modern" and not _SENTENCE.search(gold):
+            source = rf"\boxed{{{text}}}"  # of bare text math-verify reads the first number: 10 of 10\sqrt{3}
+        else:
+            source = gold
+        if context.preset == "modern" and _HARMLESS.fullmatch(text):
+            return MathGold(text, source, context.preset, parsed=None)
+        parsed = _parse_gold(source, text, context.preset)
+        if not parsed and context.preset != "modern":
             raise Unscorable(f"math-verify cannot read gold {gold[:80]!r}; put the answer into \\boxed{{}}")
-        return MathGold(text, parsed)
+        return MathGold(text, source, context.preset, parsed)
 
     def judge(self, response: str, gold: MathGold, params: MathVerifyParams, context: Context) -> Outcome:
         """Compare the final answer with gold. Runs as long as sympy needs: the judge limits it."""
         if context.preset == "official_code":
-            equal = _equivalent(gold.parsed, _parse_answer(response.lower()))
-            return _outcome(equal, released_tag_score(response), "" if equal else "not equivalent to gold")
+            return _outcome(_fault(gold, algebra.scope(response.lower())), released_tag_score(response))
         layout = tag_score(response)
         final = final_text(response)
         answer = boxed(final)
         if answer is None:
             tag = tagged(final) if context.preset == "modern" else None
-            equal = tag is not None and settle(gold.text, tag) is True
-            return _outcome(equal, layout, "" if equal else r"no \boxed{} answer found")
+            equal = tag is not None and len(tag) <= MAX_ANSWER and settle(gold.text, tag) is True
+            return _outcome("" if equal else r"no \boxed{} answer found", layout)
         if len(answer) > MAX_ANSWER:
-            return _outcome(False, layout, f"the boxed answer is longer than {MAX_ANSWER} characters")
-        if context.preset == "modern":
-            if sprayed(gold.text, answer):
-                return _outcome(False, layout, "several answers in one box")
-            settled = settle(gold.text, answer)
-            if settled is not None:
-                return _outcome(settled, layout, "" if settled else "not equivalent to gold")
-        equal = _equivalent(gold.parsed, _parse_answer(rf"\boxed{{{answer}}}"))
-        return _outcome(equal, layout, "" if equal else "not equivalent to gold")
+            return _outcome(f"the boxed answer is longer than {MAX_ANSWER} characters", layout)
+        return _outcome(_fault(gold, answer), layout)
 
 
-def _outcome(equal: bool, layout: float, reason: str) -> Outcome:
-    return Outcome(accuracy=float(equal), format=layout, correct=equal, reason=reason)
+def _outcome(fault: str, layout: float) -> Outcome:
+    return Outcome(accuracy=float(not fault), format=layout, correct=not fault, reason=fault)
 
 
-@cache
-def _math_verify() -> Any:
-    """math-verify, imported when first needed: sympy takes most of a second, the registry must not."""
-    import math_verify  # noqa: PLC0415
-
-    # It warns once that its time limits are off. They must be: they use signals and count wall-clock time.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-    return math_verify
+def _fault(gold: MathGold, answer: str) -> str:
+    """Why the answer is not gold's equal; empty if it is. `answer`: the box's content, or the released code's scope."""
+    return (_fault_remembered if len(answer) <= _MAX_REMEMBERED else _find_fault)(gold, answer)
 
 
-@cache
-def _answer_config() -> list[Any]:
-    """How the released code has math-verify find an answer: boxes first, never bare numbers."""
-    from latex2sympy2_extended import NormalizationConfig  # noqa: PLC0415
-
-    normalization = NormalizationConfig(
-        basic_latex=True, units=True, malformed_operators=False, nits=False, boxed="all"
-    )
-    return [
-        _math_verify().LatexExtractionConfig(
-            normalization_config=normalization, boxed_match_priority=0, try_extract_without_anchor=False
-        )
-    ]
-
-
-def _parse_gold(text: str) -> list[Any]:
-    parsed: list[Any] = _math_verify().parse(text, extraction_mode="first_match", parsing_timeout=None)
-    return parsed
+def _find_fault(gold: MathGold, answer: str) -> str:
+    modern = gold.preset == "modern"
+    if modern:
+        if sprayed(gold.text, answer):
+            return "several answers in one box"
+        settled = settle(gold.text, answer)
+        if settled is not None:
+            return "" if settled else "not equivalent to gold"
+    expected = _parse_harmless(gold.source, gold.text) if gold.parsed is None else gold.parsed
+    source = answer if gold.preset == "official_code" else rf"\boxed{{{answer}}}"
+    parsed = algebra.parse_answer(source, lenient=modern)
+    equal = algebra.equivalent(expected, parsed) and not (modern and algebra.only_tiny(expected, parsed))
+    return "" if equal else "not equivalent to gold"
 
 
-def _parse_answer(text: str) -> list[Any]:
-    parsed: list[Any] = _math_verify().parse(
-        text, extraction_config=_answer_config(), extraction_mode="first_match", parsing_timeout=None
-    )
-    return parsed
+_fault_remembered = lru_cache(maxsize=8192)(_find_fault)
 
 
-def _equivalent(gold: list[Any], answer: list[Any]) -> bool:
-    return bool(_math_verify().verify(gold, answer, timeout_seconds=None))
+def _parse_gold(source: str, text: str, preset: Preset) -> list[Any]:
+    parsed = algebra.parse_gold(source)
+    return parsed if parsed or preset != "modern" else algebra.parse_answer(rf"\boxed{{{text}}}", lenient=True)
+
+
+@lru_cache(maxsize=1024)
+def _parse_harmless(source: str, text: str) -> list[Any]:
+    return _parse_gold(source, text, "modern")

@@ -1,60 +1,43 @@
-r"""Equality of short answers that needs no computer algebra: numbers, words, dates, units, and choices in one box.
+r"""Equality of short answers that needs no computer algebra: numbers, words, dates, ratios, and choices in one box.
 
-Whatever can't be settled here is left to math-verify by mathverify.py, which alone knows it. Linear in the length.
+What a number with a unit is lives in quantities.py; whatever can't be settled here is left to math-verify by
+mathverify.py. Linear in the length.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from decimal import Decimal
+from fractions import Fraction
 
-_RELATIVE_TOLERANCE = Decimal("1e-6")
-"""Of numbers of which one is in scientific notation: math-verify's is absolute, so that all tiny ones are equal."""
-_TINY_DIFFERENCE = Decimal("1e-3")
-"""Of two decimals: what differs by a larger share of gold is no matter of rounding."""
-
-_NUMBER = r"[-+]?\d{1,40}(?:\.\d{1,40})?"
-_INTEGER = re.compile(r"[-+]?\d{1,40}")
-_DECIMAL = re.compile(_NUMBER)
-_SCIENTIFIC = re.compile(
-    rf"(?P<mantissa>{_NUMBER}) \s* (?:(?:\\times|\\cdot|\\ast|\*|×|·|x)\s*10\s*\^\s*|[eE])"
-    r"(?: \{\s*(?P<braced>[-+]?\d{1,4})\s*\} | (?P<bare>[-+]?\d{1,4}) )",
-    re.VERBOSE,
+from vtriune.verifiers.quantities import (
+    PLAIN_NUMBER,
+    Number,
+    read_number,
+    read_quantity,
+    same_number,
+    same_quantity,
 )
+
+_DECIMAL = re.compile(r"[-+]?\d{1,40}(?:\.\d{1,40})?")
 _WORDS = re.compile(r"[^\W\d_]{2,}(\s+[^\W\d_]+)*")
 _TEXT = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)\{([^{}\\]*)\}")
 _OR = re.compile(r"\bor\b|\\lor\b|\\vee\b", re.IGNORECASE)
-_LETTER = re.compile(r"[A-Z]")
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_CAPITAL = re.compile(r"[A-Z]")
+_LETTER = re.compile(r"[A-Za-z]")
+_NAME = re.compile(r"\\[A-Za-z]+|[A-Za-z]+")
 _EQUALS = re.compile(r"(?<![\\<>!:])=")
-_DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}")
-
-_SPACE = re.compile(r"(?:\s|~|\\[,;:! ])+")
-_QUANTITY = re.compile(
-    rf"(?P<number>{_SCIENTIFIC.pattern}|\d{{1,3}}(?:,\d{{3}}){{1,9}}(?:\.\d{{1,40}})?|{_NUMBER})"
-    r"(?P<unit>\ *[A-Za-z].*)",
-    re.VERBOSE | re.DOTALL,
+_ASSIGNED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?)\s*=\s*([^=]+)", re.DOTALL)
+_CHAIN = re.compile(r"[A-Z](?:\s*=\s*[A-Z])+")
+_OPTION = re.compile(r"\(?([A-Z])[).:]")
+_NO_UNIT = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)|cot|csc|log|exp|sqrt|lim|max|mod|det|alpha|beta|gamma|delta|theta|lambda|sigma|omega"
+    r"|and|not|plus|minus|times|over|squared|cubed|root|infinity"
 )
-_UNIT = re.compile(r"[A-Za-z][A-Za-z0-9 */^-]{0,39}")
-_UNIT_WORD = re.compile(r"[A-Za-z]+")
-_POWER = re.compile(r"\b(square|sq|cubic|cu) ([A-Za-z]+)")
-_SAME_UNITS = """
-    mm millimeter millimetre; cm centimeter centimetre; dm; m meter metre; km kilometer kilometre;
-    inch in; ft foot feet; yd yard; mi mile; mg milligram; g gram; kg kilogram; lb pound; oz ounce; t ton tonne;
-    ml mL milliliter millilitre; L l liter litre; ms millisecond; s sec second; min minute; h hr hour; day; week; month;
-    yr year; Hz hertz; kHz; MHz; N newton; kN; J joule; kJ; cal calorie; kcal; W watt; kW; mW; MW; V volt; mV; kV;
-    A amp ampere; mA; C coulomb; Pa pascal; kPa; MPa; K kelvin; mol mole; deg degree; rad radian; mph
-"""
-_UNITS = {name: names.split()[0] for names in _SAME_UNITS.split(";") for name in names.split()}
-"""Each spelling, singular, to the unit's first; symbols keep their case (mW is not MW)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Quantity:
-    number: str
-    unit: str
-    """Spellings unified, e.g. `m/s^2`."""
+"""Words behind a number that are none: they change it."""
+_DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}")
+_RATIO = re.compile(rf"{PLAIN_NUMBER}(?:\s*(?::|\\colon)\s*{PLAIN_NUMBER})+")
+_OPERAND = rf"(?:{PLAIN_NUMBER}|\d{{1,40}}\s*/\s*\d{{1,40}})"
+_UNFINISHED = re.compile(rf"{_OPERAND}(?:\s*(?:[-+*×·÷]|\\times|\\cdot|\\div)\s*{_OPERAND})+")
 
 
 def sprayed(gold: str, answer: str) -> bool:
@@ -68,109 +51,97 @@ def sprayed(gold: str, answer: str) -> bool:
     sides = [side.strip() for side in _EQUALS.split(answer)]
     if _EQUALS.search(gold):
         return len(sides) > len(_EQUALS.split(gold))
-    if len(sides) == 2 and _LETTER.fullmatch(sides[0]) and _DECIMAL.fullmatch(sides[1]):
-        return _LETTER.fullmatch(gold) is not None
-    options = all(_LETTER.fullmatch(side) or _DECIMAL.fullmatch(side) for side in sides)
+    if len(sides) == 2 and _CAPITAL.fullmatch(sides[0]) and _DECIMAL.fullmatch(sides[1]):
+        return _CAPITAL.fullmatch(gold) is not None
+    options = all(_CAPITAL.fullmatch(side) or _DECIMAL.fullmatch(side) for side in sides)
     return len(sides) > 2 or (options and len(set(sides)) > 1)
 
 
 def settle(gold: str, answer: str) -> bool | None:
     r"""Are they equal? None if that takes computer algebra.
 
-    Equal text is equal, a `\text{}` around it and a full stop behind it aside. Whole numbers are compared exactly;
-    numbers of which one is in scientific notation with a relative tolerance of 1e-6; words regardless of case;
-    dates by their parts. Of two quantities in different units the answer is wrong, whatever the numbers: nothing is
-    converted. A unit is a word that is known as one, stands in `\text{}`, or has three letters and a space before it;
-    plurals are recognised if they end in s.
+    Equal text is equal, a `\text{}` around it and a full stop behind it aside. Whole numbers are compared exactly,
+    fractions and decimals by value; numbers of which one is in scientific notation with a relative tolerance of 1e-6;
+    words regardless of case, single letters and commands (`\delta`) with it; dates and ratios (`1:2`) part by part.
+    A capital letter is no number (`E` is not 2.718...). A percent sign and words such as `million` belong to the
+    number: `50\%` is 0.5, not 50. A sum, difference or product of numbers is unfinished where gold is a number.
+    Of two quantities the units are converted and must fit, see `quantities.same_quantity`; where only one side has
+    a unit, it is not looked at, since questions often name it. Nor is `x =` on one side, or brackets behind a letter.
 
-    >>> settle("5 kg", "5 m"), settle("5 meters", r"5\text{ m}"), settle("7", "007"), settle("7", r"\frac{14}{2}")
+    >>> settle("5 kg", "5 m"), settle("5 km", r"5000\text{ m}"), settle("7", "007"), settle("7", r"\sqrt{49}")
     (False, True, True, None)
     """
     gold, answer = _plain(gold), _plain(answer)
     if gold == answer:
         return True
+    gold, answer = _unassigned(gold, answer)
+    if _CAPITAL.fullmatch(answer) and _CHAIN.fullmatch(gold):
+        return False
     if _DATE.fullmatch(gold) or _DATE.fullmatch(answer):
         return _date(gold) == _date(answer)
-    measured, claimed = _quantity(gold), _quantity(answer)
-    if measured and claimed:
-        return _settle_quantities(measured, claimed)
-    same = _settle_words(gold, answer)
-    return _settle_numbers(gold, answer) if same is None else same
+    if _RATIO.fullmatch(gold) and _RATIO.fullmatch(answer):
+        return _parts(gold) == _parts(answer)
+    same = _settle_measured(gold, answer)
+    return _settle_words(gold, answer) if same is None else same
 
 
 def _plain(text: str) -> str:
-    text = text.strip().removesuffix(".")
+    text = text.strip().removesuffix(".").replace("−", "-")
+    if len(text) > 2 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
+        text = text[1:-1].strip()
     wrapped = _TEXT.fullmatch(text)
-    return wrapped.group(1).strip() if wrapped else text
+    text = wrapped.group(1).strip().removesuffix(".") if wrapped else text
+    option = _OPTION.fullmatch(text)
+    return option[1] if option else text
+
+
+def _unassigned(gold: str, answer: str) -> tuple[str, str]:
+    """Both without `x =`, where only one of them has it or both have the same."""
+    a, b = _ASSIGNED.fullmatch(gold), _ASSIGNED.fullmatch(answer)
+    if a and (b[1] == a[1] if b else not _EQUALS.search(answer)):
+        gold = a[2].strip()
+    if b and (a[1] == b[1] if a else not _EQUALS.search(gold)):
+        answer = b[2].strip()
+    return gold, answer
 
 
 def _date(text: str) -> list[int] | None:
     return [int(part) for part in re.split(r"[-/.]", text)] if _DATE.fullmatch(text) else None
 
 
-def _settle_quantities(gold: _Quantity, answer: _Quantity) -> bool | None:
-    if gold.unit == answer.unit:
-        return _settle_numbers(gold.number, answer.number)
-    a, b = set(gold.unit.split()), set(answer.unit.split())
-    # `5 apples` and `5 red apples` may well be the same.
-    return None if a <= b or b <= a else False
+def _parts(ratio: str) -> list[Fraction]:
+    return [Fraction(part.strip().replace(",", "")) for part in re.split(r":|\\colon", ratio)]
+
+
+def _settle_measured(gold: str, answer: str) -> bool | None:
+    a, b = read_number(gold), read_number(answer)
+    if a and b:
+        return same_number(a, b)
+    if (a and (_UNFINISHED.fullmatch(answer) or _CAPITAL.fullmatch(answer))) or (b and _CAPITAL.fullmatch(gold)):
+        return False
+    measured, claimed = read_quantity(gold), read_quantity(answer)
+    if measured and claimed:
+        return same_quantity(measured, claimed)
+    if a and claimed:
+        return _settle_one_unit(a, claimed.number, claimed.unit)
+    return _settle_one_unit(measured.number, b, measured.unit) if measured and b else None
+
+
+def _settle_one_unit(gold: Number, answer: Number, unit: str) -> bool | None:
+    """A number and a quantity. math-verify knows few units, and takes 50% for 50."""
+    if "scaled" in (gold.form, answer.form) or (unit.isalpha() and not _NO_UNIT.fullmatch(unit)):
+        return same_number(gold, answer)
+    return None
 
 
 def _settle_words(gold: str, answer: str) -> bool | None:
     if _WORDS.fullmatch(gold) and _WORDS.fullmatch(answer):
         return gold.casefold().split() == answer.casefold().split()
-    if _COMMAND.fullmatch(gold) and _COMMAND.fullmatch(answer) and gold.lower() == answer.lower():
-        return False  # math-verify takes Delta and delta for one symbol
+    if _LETTER.fullmatch(gold) and _LETTER.fullmatch(answer):
+        return False
+    if gold.casefold() == answer.casefold():
+        # math-verify takes Delta and delta, X and x for one symbol.
+        pairs = zip(_NAME.findall(gold), _NAME.findall(answer), strict=False)
+        if any(a != b and (a[0] == "\\" or len(a) == 1) for a, b in pairs):
+            return False
     return None
-
-
-def _settle_numbers(gold: str, answer: str) -> bool | None:
-    if _INTEGER.fullmatch(gold) and _INTEGER.fullmatch(answer):
-        return int(gold) == int(answer)
-    a, b = _number(gold), _number(answer)
-    if a is None or b is None:
-        return None
-    difference = abs(a - b)
-    if _SCIENTIFIC.fullmatch(gold) or _SCIENTIFIC.fullmatch(answer):
-        return difference <= _RELATIVE_TOLERANCE * abs(a)
-    if not difference:
-        return True
-    return False if difference > _TINY_DIFFERENCE * abs(a) > 0 else None
-
-
-def _number(text: str) -> Decimal | None:
-    if _DECIMAL.fullmatch(text):
-        return Decimal(text)
-    power = _SCIENTIFIC.fullmatch(text)
-    if power:
-        return Decimal(f"{power['mantissa']}e{power['braced'] or power['bare']}")
-    return None
-
-
-def _quantity(text: str) -> _Quantity | None:
-    """A number with a unit behind it; None if it is none, or if the letters may be variables."""
-    marked = _TEXT.search(text) is not None
-    plain = _SPACE.sub(" ", _TEXT.sub(r"\1", text)).strip()
-    found = _QUANTITY.fullmatch(plain)
-    if not found:
-        return None
-    written = found["unit"].replace("{", "").replace("}", "")
-    unit = written.strip()
-    words = _UNIT_WORD.findall(unit)
-    known = all(_unit_word(word) in _UNITS.values() or word in ("per", "square", "sq", "cubic", "cu") for word in words)
-    plain_words = written.startswith(" ") and all(len(word) >= 3 for word in words)
-    if not _UNIT.fullmatch(unit) or not (marked or known or plain_words):
-        return None
-    unit = _POWER.sub(lambda power: f"{power[2]}^{2 if power[1][0] == 's' else 3}", unit)
-    unit = _UNIT_WORD.sub(lambda word: _unit_word(word[0]), unit).replace(" per ", "/")
-    return _Quantity(found["number"].replace(",", "").strip(), unit)
-
-
-def _unit_word(word: str) -> str:
-    """Singular, and the one spelling of a known unit; single letters keep their case."""
-    if word in _UNITS or len(word) == 1:
-        return _UNITS.get(word, word)
-    word = word.casefold()
-    # Both `boxes` and `box`, `houses` and `house` come to the same.
-    stem = re.sub("i$", "y", word.rstrip("es"))
-    return _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or _UNITS.get(word.removesuffix("es")) or stem

@@ -37,6 +37,7 @@ class PointingParams(BaseModel):
     radius: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] | None = None
     """How far from a gold point is a hit, in the unit of gold's space, where gold itself does not say."""
     gold_space: BoxSpace = BoxSpace.RELATIVE_1000
+    """What gold's coordinates count, see `BoxSpace`."""
     answer_space: BoxSpace = BoxSpace.RELATIVE_1000
     """Set it by model family: absolute_resized for Qwen2.5-VL."""
 

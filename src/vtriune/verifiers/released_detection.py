@@ -29,8 +29,11 @@ class DetRewardRatio(BaseModel):
     iou_completeness: Share = 0.0
     """Not a score of its own: the weight, within either of the above, of 1 - (missed + false) / 2."""
     map: Share = 0.0
+    """Average precision, mean over IoU 0.5 to 0.95."""
     map50: Share = 0.0
+    """Average precision at IoU 0.5."""
     map75: Share = 0.0
+    """Average precision at IoU 0.75."""
 
     def total(self) -> float:
         """The sum that the blend is divided by."""

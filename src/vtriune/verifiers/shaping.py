@@ -28,7 +28,7 @@ class ShapingParams(BaseModel):
     """L_max, for `soft_overlong`: an answer longer than that is worth 0."""
     buffer_tokens: Annotated[int, Field(gt=0)] | None = None
     """L_cache, for `soft_overlong`: the worth falls over so many tokens before `max_tokens`."""
-    ngram: Annotated[int, Field(ge=1, le=20)] = 4
+    ngram: Annotated[int, Field(ge=1, le=10)] = 4
     """Words of an n-gram, for `repetition`."""
 
     @model_validator(mode="after")

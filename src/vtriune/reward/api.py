@@ -1,0 +1,148 @@
+"""What travels over HTTP: the requests and replies of `/v1`, as types, and as the items and verdicts of this project.
+
+Names are those of `wire.encode_item`. The released protocol is `released.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+
+from vtriune.reward.judge import JudgeItem
+from vtriune.reward.wire import NOT_UNICODE
+from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Split, Status, Verdict
+
+MAX_ITEMS = 4096
+MAX_NAME = 200
+
+Side = Annotated[int, Field(ge=0, le=10**6)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class SpecIn(_Strict):
+    """How an answer is rewarded: `types.RewardSpec`."""
+
+    verifier: Name
+    gold: str
+    accuracy_weight: FiniteFloat | None = 1.0
+    format_weight: FiniteFloat | None = 0.0
+    parameters: dict[str, JsonValue] = {}
+    preset: Preset = "modern"
+
+
+class ProgressIn(_Strict):
+    """Where training stands: `types.Progress`."""
+
+    step: Annotated[int, Field(ge=-(2**53), le=2**53)]
+    total_steps: Annotated[int, Field(ge=-(2**53), le=2**53)]
+    split: Split
+
+
+class SizeIn(_Strict):
+    """`types.ImageSize`: [width, height] in pixels, as stored and as the model's processor resized it."""
+
+    original: tuple[Side, Side]
+    resized: tuple[Side, Side]
+
+
+class ItemIn(_Strict):
+    """One answer to be judged."""
+
+    id: Name = Field(description="Comes back with the verdict. The same id with the same content is judged once.")
+    response: str | None = Field(description="The answer; null: it is no Unicode text, which scores 0.")
+    spec: SpecIn
+    progress: ProgressIn
+    image_sizes: Annotated[list[SizeIn], Field(max_length=64)] = []
+    response_tokens: Count | None = None
+    source: Name = Field("", description="Data source, for the service's metrics.")
+
+    def item(self) -> JudgeItem:
+        """As this project has it."""
+        spec = self.spec
+        weights = (float("nan") if one is None else one for one in (spec.accuracy_weight, spec.format_weight))
+        return JudgeItem(
+            NOT_UNICODE if self.response is None else self.response,
+            RewardSpec(spec.verifier, spec.gold, *weights, spec.parameters, spec.preset),
+            Progress(self.progress.step, self.progress.total_steps, self.progress.split),
+            tuple(ImageSize(one.original, one.resized) for one in self.image_sizes),
+            self.response_tokens,
+            self.source,
+        )
+
+
+class JudgeRequest(_Strict):
+    """Answers to be judged together."""
+
+    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+class VerdictOut(_Strict):
+    """`types.Verdict`: all of its numbers if it is scored, else null and the reason."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    status: Status
+    reward: FiniteFloat | None
+    accuracy: FiniteFloat | None
+    format: FiniteFloat | None
+    correct: bool | None
+    report: dict[str, FiniteFloat]
+    reason: str
+
+    @model_validator(mode="after")
+    def _scored_or_not(self) -> Self:
+        values = (self.reward, self.accuracy, self.format, self.correct)
+        if any((value is None) == (self.status is Status.SCORED) for value in values):
+            raise ValueError("a verdict has all of its numbers if it is scored, and none if it is not")
+        return self
+
+    def verdict(self) -> Verdict:
+        """As this project has it."""
+        return Verdict(self.status, self.reward, self.accuracy, self.format, self.correct, self.report, self.reason)
+
+
+class JudgeReply(_Strict):
+    """The verdicts, in the order of the items."""
+
+    verdicts: list[VerdictOut]
+
+
+class Problem(BaseModel):
+    """Why there is no answer."""
+
+    detail: str
+
+
+def verdict_fields(name: str, verdict: Verdict) -> dict[str, Any]:
+    """A verdict's fields for `orjson.dumps`, in the order of `VerdictOut`."""
+    return {
+        "id": name,
+        "status": verdict.status,
+        "reward": verdict.reward,
+        "accuracy": verdict.accuracy,
+        "format": verdict.format,
+        "correct": verdict.correct,
+        "report": verdict.report,
+        "reason": verdict.reason,
+    }
+
+
+def reply(verdicts: Iterable[tuple[str, Verdict]]) -> bytes:
+    """A `JudgeReply` as JSON; numbers survive to the last bit."""
+    return orjson.dumps({"verdicts": [verdict_fields(name, verdict) for name, verdict in verdicts]}, default=dict)
+
+
+def explain(error: ValidationError) -> str:
+    """The first of a request's faults in one line, with the path to it, e.g. `items.3.spec.gold`."""
+    fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}{more}"
