@@ -1,6 +1,6 @@
 r"""The reward service beside the released design, on this machine: speed, agreement, poison, startup.
 
-    PYTHONPATH=src python -m benchmarks.reward_service [--quick] [--seconds 5]
+    PYTHONPATH=src python -m benchmarks.reward_service [--quick] [--seconds 8]
 
 Prints requests and verdicts per second, p50 and p99 of a request and CPU time per verdict for four kinds of load
 (loads.py) over 1 and 2 workers, for the released design rebuilt (baseline.py) and for `vtriune serve`; p99 at half the
@@ -152,7 +152,7 @@ def startup(targets: Targets, numbers: Sequence[int], times: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smoke run: every part, figures worth nothing")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load per cell (default 5)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of load per cell (default 8)")
     options = parser.parse_args()
     seconds, numbers, warm, times = (0.5, (2,), 64, 1) if options.quick else (options.seconds, (1, 2), 400, 3)
     targets = Targets()
@@ -168,7 +168,7 @@ def main() -> None:
             print(HEAD)
             for kind in LOADS:
                 speed.measure(kind, workers, servers)
-            half_load(speed, servers, workers, 4 * seconds, targets)
+            half_load(speed, servers, workers, 2 * seconds, targets)
             print()
     show_agreement("Rewards of /judge like the baseline's, every figure to 1e-9", speed.agreement())
     show_agreement("Verdicts of /v1/judge equal to the embedded judge's", speed.exactness())
@@ -176,9 +176,9 @@ def main() -> None:
     ratios(speed, targets, numbers)
     with Server("vtriune", 2) as server:
         warm_up({"vtriune": server}, warm)
-        poison(server, 4 * seconds, times, targets)
+        poison(server, 2 * seconds, times, targets)
     with Server("baseline", 2) as server:
-        normal, bad = (beside(server, "baseline", 4 * seconds, poisoned) for poisoned in (False, True))
+        normal, bad = (beside(server, "baseline", 2 * seconds, poisoned) for poisoned in (False, True))
         show_beside("baseline", normal, bad)
     startup(targets, numbers, times)
     targets.show()

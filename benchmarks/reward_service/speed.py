@@ -105,29 +105,33 @@ class Speed:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.cells: list[Cell] = []
-        self._replies: dict[tuple[int, str, Client, str], Measured] = {}
+        self._replies: dict[tuple[int, str, Client, str, int], Measured] = {}
 
     def measure(self, kind: str, workers: int, servers: dict[str, Server]) -> None:
-        """All cells of one kind of load, the servers in turns, so that a busier minute hits both."""
+        """All cells of one kind of load, there and back again, so that a busier minute hits both servers."""
+        for number, order in enumerate((CELLS, CELLS[::-1])):
+            for system, sent in order:
+                measured = self._measure(kind, servers[system], system, sent, number)
+                self._replies[workers, system, sent, kind, number] = measured
         for system, sent in CELLS:
-            most = PREPARED["batches" if sent in BATCHED else system]
-            cases = self.load(kind, sent, round(most * self._seconds))
-            server = servers[system]
-            at = server.port, server.pid
-            if sent in BATCHED:
-                measured = client.alone(
-                    client.closed_loop, *at, batch_requests(cases, cast(Preset, sent)), IN_FLIGHT, self._seconds
-                )
-            else:
-                way = client.as_released if sent == "session" else client.closed_loop
-                measured = client.alone(way, *at, one_by_one(cases), CONCURRENCY, self._seconds)
-            self._replies[workers, system, sent, kind] = measured
-            self.cells.append(cell(kind, workers, system, sent, measured))
+            rounds = [self._replies[workers, system, sent, kind, number] for number in (0, 1)]
+            self.cells.append(cell(kind, workers, system, sent, rounds))
             print(self.cells[-1].line(), flush=True)
 
-    def load(self, kind: str, sent: Client, n: int) -> list[Case]:
-        """The first answers of a cell's load; no two clients of a server get the same."""
-        return loads.load(kind, sent, n) if sent in BATCHED else shuffled(kind, sent, n)
+    def _measure(self, kind: str, server: Server, system: str, sent: Client, number: int) -> Measured:
+        seconds = self._seconds / 2
+        cases = self.load(kind, sent, number, round(PREPARED["batches" if sent in BATCHED else system] * seconds))
+        at = server.port, server.pid
+        if sent in BATCHED:
+            batches = batch_requests(cases, cast(Preset, sent))
+            return client.alone(client.closed_loop, *at, batches, IN_FLIGHT, seconds)
+        way = client.as_released if sent == "session" else client.closed_loop
+        return client.alone(way, *at, one_by_one(cases), CONCURRENCY, seconds)
+
+    def load(self, kind: str, sent: Client, number: int, n: int) -> list[Case]:
+        """The first answers of a cell's load; no server gets the same answer twice."""
+        seed = f"{sent} {number}"
+        return loads.load(kind, seed, n) if sent in BATCHED else shuffled(kind, seed, n)
 
     def best_baseline(self, kind: str, workers: int) -> Cell:
         """The baseline through whichever client it is faster with."""
@@ -141,11 +145,11 @@ class Speed:
     def agreement(self) -> Agreement:
         """Every figure of /judge, to TOLERANCE, on all that both servers answered."""
         found = Agreement()
-        for (workers, system, sent, kind), theirs in self._replies.items():
+        for (workers, system, sent, kind, number), theirs in self._replies.items():
             if system != "baseline":
                 continue
-            ours = {reply.index: reply for reply in self._replies[workers, "vtriune", sent, kind].replies}
-            cases = self.load(kind, sent, round(PREPARED["vtriune"] * self._seconds))
+            ours = {reply.index: reply for reply in self._replies[workers, "vtriune", sent, kind, number].replies}
+            cases = self.load(kind, sent, number, max(ours, default=0) + 1)
             for reply in theirs.replies:
                 if reply.index in ours:
                     compare(reply, ours[reply.index], cases[reply.index], found)
@@ -154,10 +158,10 @@ class Speed:
     def exactness(self) -> Agreement:
         """Every verdict of the batches, to the last bit, against the judge embedded in a process."""
         found = Agreement()
-        answered: dict[tuple[Client, str], dict[int, list[dict[str, Any]]]] = {}
-        for (_, _, sent, kind), measured in self._replies.items():
+        answered: dict[tuple[Client, str, int], dict[int, list[dict[str, Any]]]] = {}
+        for (_, _, sent, kind, number), measured in self._replies.items():
             if sent in BATCHED:
-                verdicts = answered.setdefault((sent, kind), {})
+                verdicts = answered.setdefault((sent, kind, number), {})
                 for reply in measured.replies:
                     batch = orjson.loads(reply.body)["verdicts"] if reply.status == 200 else []
                     for offset, verdict in enumerate(batch):
@@ -165,8 +169,8 @@ class Speed:
         # The workers' hash seed: sympy tries things in the order of its sets.
         os.environ["PYTHONHASHSEED"] = "0"
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-            for (sent, kind), verdicts in answered.items():
-                cases = self.load(kind, sent, max(verdicts, default=-1) + 1)
+            for (sent, kind, number), verdicts in answered.items():
+                cases = self.load(kind, sent, number, max(verdicts, default=-1) + 1)
                 indices = sorted(verdicts)
                 tasks = [(cases[index], sent) for index in indices]
                 for index, expected in zip(indices, pool.map(embedded, tasks, chunksize=64), strict=True):
@@ -182,9 +186,9 @@ class Speed:
 
 def shuffled(kind: str, seed: str, n: int) -> list[Case]:
     """A load for one-sample requests, which arrive as the answers of 32 groups end."""
-    cases = loads.load(kind, seed, n)
+    cases = loads.load(kind, seed, -(-n // SHUFFLED) * SHUFFLED)
     rng = random.Random(0)
-    windows = (cases[start : start + SHUFFLED] for start in range(0, n, SHUFFLED))
+    windows = (cases[start : start + SHUFFLED] for start in range(0, len(cases), SHUFFLED))
     return [case for window in windows for case in rng.sample(window, len(window))]
 
 
@@ -205,25 +209,27 @@ def batch_requests(cases: Sequence[Case], preset: Preset, size: int = BATCH) -> 
     return [client.post("/v1/judge", orjson.dumps({"items": items[start : start + size]})) for start in starts]
 
 
-def cell(kind: str, workers: int, system: str, sent: Client, measured: Measured) -> Cell:
-    good = [reply for reply in measured.replies if reply.status == 200]
-    verdicts = len(good)
-    if sent in BATCHED:
-        verdicts = sum(len(orjson.loads(reply.body)["verdicts"]) for reply in good)
-    each = 1000 / max(verdicts, 1)
+def cell(kind: str, workers: int, system: str, sent: Client, rounds: Sequence[Measured]) -> Cell:
+    """The line of a cell measured in some rounds."""
+    replies = [reply for measured in rounds for reply in measured.replies]
+    good = [reply for reply in replies if reply.status == 200]
+    verdicts = sum(len(orjson.loads(reply.body)["verdicts"]) for reply in good) if sent in BATCHED else len(good)
+    wall = sum(measured.wall for measured in rounds)
+    server_cpu = sum(measured.server_cpu for measured in rounds) * 1000 / max(verdicts, 1)
+    client_cpu = sum(measured.client_cpu for measured in rounds) * 1000 / max(verdicts, 1)
     times = [reply.seconds * 1000 for reply in good]
     return Cell(
         kind,
         workers,
         system,
         sent,
-        requests=len(good) / measured.wall,
-        verdicts=verdicts / measured.wall,
+        requests=len(good) / wall,
+        verdicts=verdicts / wall,
         p50=quantile(times, 0.5),
         p99=quantile(times, 0.99),
-        server_cpu=measured.server_cpu * each,
-        total_cpu=(measured.server_cpu + measured.client_cpu) * each,
-        faults=len(measured.replies) - len(good),
+        server_cpu=server_cpu,
+        total_cpu=server_cpu + client_cpu,
+        faults=len(replies) - len(good),
     )
 
 
