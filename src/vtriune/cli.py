@@ -226,6 +226,75 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address; others than the loopback want --token-file.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8192,
+    workers: Annotated[int, typer.Option(help="Processes that judge at a time.", min=1)] = 2,
+    cpu_limit: Annotated[float, typer.Option(help="Seconds of CPU time per answer; beyond it scores 0.")] = 2.0,
+    memory_limit: Annotated[int, typer.Option(help="MiB of address space per worker.")] = 2048,
+    max_body: Annotated[int, typer.Option(help="MiB of a request's body.", min=1)] = 32,
+    queue: Annotated[int, typer.Option(help="Answers that may wait; beyond it 429.", min=1)] = 16384,
+    deadline: Annotated[float, typer.Option(help="Seconds for a request.", min=0.001)] = 120.0,
+    grace: Annotated[float, typer.Option(help="Seconds to finish what is under way at SIGTERM.", min=1)] = 30.0,
+    token_file: Annotated[Path | None, typer.Option(help="Clients must know the token in this file.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve others without a token.")] = False,
+    judge_preset: Annotated[Preset, typer.Option(help="How POST /judge judges.")] = "official_code",
+    silent_zeros: Annotated[
+        bool,
+        typer.Option("--silent-zeros", help="POST /judge answers errors with a reward of 0, as the released server."),
+    ] = False,
+    load: Load = None,
+    remote: Annotated[
+        list[str] | None, typer.Option(help="A service for the verifier `remote`, as name=url; may be repeated.")
+    ] = None,
+    discovery_dir: Annotated[
+        Path | None, typer.Option(help="Write a file JOB/IP:PORT here for the released client (.reward_server).")
+    ] = None,
+    job: Annotated[str, typer.Option(help="JOB in --discovery-dir.")] = "vtriune",
+) -> None:
+    """Serve rewards over HTTP: POST /v1/judge for batches, POST /judge for the released training script.
+
+    Ctrl-C or SIGTERM finishes what is under way. The API is described at /docs; docs/reward_service.md is the guide.
+
+    [bold]vtriune serve --workers 8[/bold]
+    [bold]vtriune serve --host 0.0.0.0 --token-file token.txt --load my_rewards:concise[/bold]
+    """
+    from vtriune.reward.client import read_token  # noqa: PLC0415
+    from vtriune.reward.pool import AsyncJudgePool  # noqa: PLC0415
+    from vtriune.reward.server import Settings  # noqa: PLC0415
+    from vtriune.reward.server import serve as run  # noqa: PLC0415
+    from vtriune.verifiers import registry  # noqa: PLC0415
+
+    remotes = dict(one.split("=", 1) for one in remote or () if "=" in one)
+    if len(remotes) != len(remote or ()):
+        raise UserError("--remote: write it as name=url, each name once")
+    if "/" in job or job.startswith("."):
+        raise UserError(f"--job {job}: is the name of one folder; leave out slashes and leading dots")
+    for place in load or ():
+        registry.register(place)
+    settings = Settings(
+        host=host,
+        port=port,
+        max_body=max_body * 2**20,
+        queue=queue,
+        deadline=deadline,
+        grace=grace,
+        token=read_token(token_file) if token_file else "",
+        insecure=insecure,
+        judge_preset=judge_preset,
+        silent_zeros=silent_zeros,
+    )
+    try:
+        pool = AsyncJudgePool(workers, cpu_limit, memory_limit * 2**20, load=load or (), remotes=remotes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    discovery = discovery_dir / job if discovery_dir else None
+    run(pool, settings, discovery=discovery, announce=lambda url: print(f"serving on {url}", flush=True))
+
+
+@app.command()
 def verifiers(
     name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
     load: Load = None,

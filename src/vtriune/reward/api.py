@@ -6,6 +6,7 @@ Names are those of `wire.encode_item`. The released protocol is `released.py`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import nan
 from typing import Annotated, Any, Self
 
 import orjson
@@ -67,10 +68,16 @@ class ItemIn(_Strict):
     def item(self) -> JudgeItem:
         """As this project has it."""
         spec = self.spec
-        weights = (float("nan") if one is None else one for one in (spec.accuracy_weight, spec.format_weight))
         return JudgeItem(
             NOT_UNICODE if self.response is None else self.response,
-            RewardSpec(spec.verifier, spec.gold, *weights, spec.parameters, spec.preset),
+            RewardSpec(
+                spec.verifier,
+                spec.gold,
+                nan if spec.accuracy_weight is None else spec.accuracy_weight,
+                nan if spec.format_weight is None else spec.format_weight,
+                spec.parameters,
+                spec.preset,
+            ),
             Progress(self.progress.step, self.progress.total_steps, self.progress.split),
             tuple(ImageSize(one.original, one.resized) for one in self.image_sizes),
             self.response_tokens,

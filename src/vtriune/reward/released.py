@@ -55,7 +55,9 @@ def read(payload: Payload, preset: Preset) -> JudgeItem:
         raise UserError(f"reward_verifier_parm: is not JSON ({error})") from error
     if not isinstance(parm, dict):
         raise UserError("reward_verifier_parm: is no JSON object")
-    step, total_steps, training = (parm.get(key) for key in ("step", "total_steps", "is_training"))
+    step: Any = parm.get("step")
+    total_steps: Any = parm.get("total_steps")
+    training = parm.get("is_training")
     if not (_is_whole(step) and _is_whole(total_steps)) or total_steps == 0:
         raise UserError(
             f"reward_verifier_parm: step and total_steps must be whole numbers, not {step!r}, {total_steps!r}"

@@ -30,6 +30,11 @@ def docstring(name: str) -> str:
     return inspect.getdoc(registry.get(name)) or ""
 
 
+def summary(name: str) -> str:
+    """The first paragraph of a verifier's docstring, which is its first line, wrapped."""
+    return " ".join(docstring(name).partition("\n\n")[0].split())
+
+
 def schema(name: str) -> dict[str, Any]:
     """The JSON Schema of a verifier's parameters, documented as in the code.
 
@@ -44,8 +49,7 @@ def verifiers_table(names: tuple[str, ...]) -> Table:
     """Verifiers by name, with the first line of what they say of themselves."""
     table = Table("verifier", "what it measures", box=box.SIMPLE_HEAD)
     for name in names:
-        # A docstring's first paragraph is its first line, wrapped.
-        table.add_row(Text(name), Text(" ".join(docstring(name).partition("\n\n")[0].split())))
+        table.add_row(Text(name), Text(summary(name)))
     return table
 
 

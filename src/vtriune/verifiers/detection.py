@@ -21,7 +21,12 @@ from vtriune.verifiers.box_reward import Aggregate, Gate, Matching, Rule, Value,
 from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
 from vtriune.verifiers.format import released_detection_score, tag_score
 from vtriune.verifiers.places import corners_of, gold_text, judged_text, moved
-from vtriune.verifiers.released_detection import DetRewardRatio, read_boxes_as_released, released_accuracy
+from vtriune.verifiers.released_detection import (
+    DetRewardRatio,
+    read_boxes_as_released,
+    released_accuracy,
+    released_figures,
+)
 
 _REPORTED = {0.5: "50", 0.75: "75", 0.95: "95", 0.99: "99"}
 _NOT_RELEASED = ("matching", "gate", "value", "aggregate", "empty_gold")
@@ -49,6 +54,8 @@ class DetectionParams(GatedParams):
     """What a match is worth. None: its IoU."""
     aggregate: Aggregate | None = None
     """What the matches make of the answer. None: mean in `paper`, soft_f1 in `modern`."""
+    released_report: bool = False
+    """`official_code`: report what the released server tells of an answer, too, as `released.<name>`."""
     empty_gold: Literal["empty_is_right", "unscorable"] | None = None
     """Gold `[]`: the answer `[]` is worth 1 and anything else 0 (None means that, too), or there is no verdict."""
 
@@ -173,6 +180,9 @@ class Detection:
             rule = params.rule(context.preset)
             accuracy = box_reward(predicted, gold, pairs, ious[eps], eps, rule) if gold else float(answer.empty)
         report = _report(answer, gold, pairs, ious)
+        if context.preset == "official_code" and params.released_report:
+            figures = released_figures(predicted, gold, params.det_reward_ratio, eps)
+            report |= {f"released.{name}": value for name, value in figures.items()}
         reason = ""
         if not accuracy:
             found = predicted or answer.empty

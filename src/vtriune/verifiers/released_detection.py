@@ -16,6 +16,18 @@ from vtriune.verifiers.box_text import Box, BoxList, make_box
 
 _SIZE_PENALTY = 0.6
 
+_SCORES = ("iou_score_max_iou", "iou_score_max_label", "map_score", "map50_score", "map75_score")
+_FIGURES = (
+    "size_penalty",
+    *(f"{kind}_{score}" for kind in ("pure", "weighted") for score in _SCORES),
+    *(
+        f"report_iou_{match}_match_{figure}"
+        for match in ("50_iou", "95_iou", "50_label", "75_label", "95_label", "99_label")
+        for figure in ("pure", "precision", "recall")
+    ),
+)
+"""The names of `released_figures`."""
+
 
 class DetRewardRatio(BaseModel):
     """Weights of the five scores of the blend, and the share of completeness in the first two."""
@@ -104,10 +116,7 @@ def released_accuracy(predicted: Sequence[Box], gold: Sequence[Box], ratio: DetR
         return 0.0
 
     def score(matched: list[float]) -> float:
-        missed = (len(gold) - len(matched)) / len(gold)
-        false = (len(predicted) - len(matched)) / len(predicted)
-        c = ratio.iou_completeness
-        return (1 - c) * sum(matched) / len(gold) + c * (1 - (missed + false) / 2)
+        return _score(matched, len(predicted), len(gold), ratio.iou_completeness)
 
     blend = 0.0
     if ratio.iou_max_label_first:
@@ -118,6 +127,45 @@ def released_accuracy(predicted: Sequence[Box], gold: Sequence[Box], ratio: DetR
         ap = average_precisions(predicted, gold, overlaps(predicted, gold))
         blend += ratio.map * sum(ap) / len(AP_THRESHOLDS) + ratio.map50 * ap[0] + ratio.map75 * ap[5]
     return _SIZE_PENALTY ** abs(len(predicted) - len(gold)) * blend / ratio.total()
+
+
+def released_figures(
+    predicted: Sequence[Box], gold: Sequence[Box], ratio: DetRewardRatio, eps: float
+) -> dict[str, float]:
+    """All that the released server tells of an answer beside its rewards, under its names; zeros without predictions.
+
+    `pure_*` are the five scores of the blend, `weighted_*` the same times `size_penalty`; `report_iou_<eps>_<matcher>_*`
+    the sum of matched IoU / n_gold, the share of predictions and the share of gold that are matched.
+
+    >>> cat = Box("cat", 0, 0, 10, 10)
+    >>> figures = released_figures([cat], [cat, Box("cat", 20, 0, 30, 10)], DetRewardRatio(map50=1.0), 0.5)
+    >>> figures["size_penalty"], figures["report_iou_50_label_match_precision"], figures["report_iou_50_label_match_recall"]
+    (0.6, 1.0, 0.5)
+    """
+    if not predicted:
+        return dict.fromkeys(_FIGURES, 0.0)
+    penalty = _SIZE_PENALTY ** abs(len(predicted) - len(gold))
+    ap = average_precisions(predicted, gold, overlaps(predicted, gold))
+    pure = {
+        name: _score(match(predicted, gold, eps), len(predicted), len(gold), ratio.iou_completeness)
+        for name, match in (("iou_score_max_iou", _iou_first), ("iou_score_max_label", _label_first))
+    }
+    pure |= {"map_score": sum(ap) / len(AP_THRESHOLDS), "map50_score": ap[0], "map75_score": ap[5]}
+    figures = {"size_penalty": penalty}
+    figures |= {f"pure_{name}": score for name, score in pure.items()}
+    figures |= {f"weighted_{name}": score * penalty for name, score in pure.items()}
+    for name, match, percents in (("iou", _iou_first, (50, 95)), ("label", _label_first, (50, 75, 95, 99))):
+        for percent in percents:
+            matched = match(predicted, gold, percent / 100)
+            figures[f"report_iou_{percent}_{name}_match_pure"] = sum(matched) / len(gold)
+            figures[f"report_iou_{percent}_{name}_match_precision"] = len(matched) / len(predicted)
+            figures[f"report_iou_{percent}_{name}_match_recall"] = len(matched) / len(gold)
+    return figures
+
+
+def _score(matched: Sequence[float], n_pred: int, n_gold: int, completeness: float) -> float:
+    missed, false = (n_gold - len(matched)) / n_gold, (n_pred - len(matched)) / n_pred
+    return (1 - completeness) * sum(matched) / n_gold + completeness * (1 - (missed + false) / 2)
 
 
 def _label_first(predicted: Sequence[Box], gold: Sequence[Box], eps: float) -> list[float]:
