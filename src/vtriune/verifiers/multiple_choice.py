@@ -25,7 +25,9 @@ _LETTER = re.compile(
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\bnot|n['’]t(?:\s+be)?)\s{1,3}(?:option\s{1,3}|choice\s{1,3})?[(*]{0,3}[A-Z](?![\w'’])", re.IGNORECASE)
+_DENIED = re.compile(
+    r"(?:\bnot|n['’]t(?:\s+be)?)\s{1,3}(?:option\s{1,3}|choice\s{1,3})?[(*]{0,3}[A-Z](?![\w'’])", re.IGNORECASE
+)
 _LABELLED = re.compile(r"[(\[]?([A-Z])(?:[)\].:]+|\s*[-–—]\s)\s*(\S.*)", re.IGNORECASE | re.DOTALL)
 _GLUED = re.compile(r"[A-Z]{2,26}")
 _COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf)(?=\{)")
@@ -57,8 +59,9 @@ class MultipleChoice:
         - it equals exactly one of the `options`, case, white space and a full stop aside;
         - it is a letter and its option's text: `B) red`; a letter with another option's text chooses nothing;
         - of all letters that stand alone in it there is one only, however often: `The answer is B`, `option B`.
-    Two letters (`A or B`, `A, B`, `A B`), none, and a denied one (`not B`) are 0. The article in `A cat` and the pronoun
-    in `I think` are no choice. Without `options` a lone letter in an option's text is a second one (`B) vitamin C`).
+    Two letters (`A or B`, `A, B`, `A B`), none, and a denied one (`not B`) are 0. The article in `A cat` and the
+    pronoun in `I think` are no choice. Without `options` a lone letter in an option's text is a second one
+    (`B) vitamin C`).
     `several`: the letters that stand alone, or are written as one word in capitals (`AC`), are the set chosen; it must
     be gold's.
 
