@@ -14,10 +14,10 @@ from vtriune.verifiers.base import Context, Outcome, Unscorable
 from vtriune.verifiers.format import tag_score
 from vtriune.verifiers.table_tree import Node, distance, read_table, without_row_groups, without_text
 
-MAX_GOLD_NODES = 350
+MAX_GOLD_NODES = 250
 MAX_GOLD_TEXT = 20_000
 """Characters of gold's cells together."""
-MAX_PAIRS = 490_000
+MAX_PAIRS = 250_000
 """Nodes of gold times nodes of the answer."""
 
 
@@ -41,9 +41,9 @@ class TableVerifier:
     i, sup) are neither nodes nor text.
 
     Of the answer (what the last `<answer>` after the last `</think>` holds, or all that follows `</think>`) the first
-    table counts, in HTML if there is any. Gold has at most 350 nodes and 20,000 characters. An answer of more than
-    490,000 / n_gold nodes is worth 0 with that reason: it has at least 4 times gold's nodes, so that TEDS is below 1/4,
-    and 490 times those of a 3 x 10 table. Where more than 12,500 pairs of nodes remain to be compared once equal rows
+    table counts, in HTML if there is any. Gold has at most 250 nodes and 20,000 characters. An answer of more than
+    250,000 / n_gold nodes is worth 0 with that reason: it has at least 4 times gold's nodes, so that TEDS is below 1/4,
+    and 250 times those of a table of 30. Where more than 12,500 pairs of nodes remain to be compared once equal rows
     and cells at both ends are gone, d is the top-down distance, never too small and the same unless rows were split or
     joined, see `distance`.
 
