@@ -50,8 +50,8 @@ class Counting:
 
     Report: `exact` and `closeness`, the two values.
 
-    Source: arXiv 2505.18129, 5.1 (counting; CountBench counts exactly); the shaped value is ours: the relative error
-    of the count, turned into a reward and floored at 0.
+    Source: the exact value is that of arXiv 2505.18129, eq. 3, for whole numbers; the shaped one is ours: 1 less the
+    relative error of the count, floored at 0.
 
     >>> verifier, params = Counting(), CountingParams(value="distance")
     >>> context = Context(preset="modern", split="train")

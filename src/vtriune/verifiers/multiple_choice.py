@@ -67,7 +67,7 @@ class MultipleChoice:
 
     Report: `n_chosen`, the number of letters chosen.
 
-    Source: the rule of one letter is MMMU's and MMBench's; refusing hedges answers Visual-RFT#79 (FACTS 7).
+    Source: ours. Peers search an answer for gold's letter, so that `A or B or C` scores 1 (Visual-RFT#79).
 
     >>> verifier, params, context = MultipleChoice(), MultipleChoiceParams(), Context(preset="modern", split="test")
     >>> gold = verifier.parse_gold("B", params, context)

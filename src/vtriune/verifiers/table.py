@@ -45,7 +45,8 @@ class TableVerifier:
     250,000 / n_gold nodes is worth 0 with that reason: it has at least 4 times gold's nodes, so that TEDS is below 1/4,
     and 250 times those of a table of 30. Where more than 12,500 pairs of nodes remain to be compared once equal rows
     and cells at both ends are gone, d is the top-down distance, never too small and the same unless rows were split or
-    joined, see `distance`.
+    joined, see `distance`. The costliest answer measured takes 1.1 s of CPU time (60 x 15 cells, gold 15 x 15),
+    one of gold's own shape with all of its cells wrong 0.3 s at the most.
 
     Report: `teds`, `teds_structure`, `n_pred`, `n_gold`.
 
