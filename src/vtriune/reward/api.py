@@ -10,7 +10,16 @@ from math import nan
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.wire import NOT_UNICODE
@@ -18,10 +27,26 @@ from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Split, Status
 
 MAX_ITEMS = 4096
 MAX_NAME = 200
+MAX_DEPTH = 16
+"""Objects and lists within each other in a verifier's parameters."""
 
 Side = Annotated[int, Field(ge=0, le=10**6)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+def _shallow(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for one in level
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError(f"is nested deeper than {MAX_DEPTH} objects and lists")
 
 
 class _Strict(BaseModel):
@@ -35,7 +60,7 @@ class SpecIn(_Strict):
     gold: str
     accuracy_weight: FiniteFloat | None = 1.0
     format_weight: FiniteFloat | None = 0.0
-    parameters: dict[str, JsonValue] = {}
+    parameters: Annotated[dict[str, JsonValue], AfterValidator(_shallow)] = {}
     preset: Preset = "modern"
 
 
@@ -121,6 +146,12 @@ class JudgeReply(_Strict):
     """The verdicts, in the order of the items."""
 
     verdicts: list[VerdictOut]
+
+
+class StreamedVerdict(VerdictOut):
+    """One line of a stream: a verdict, and the position of its item."""
+
+    index: int
 
 
 class Problem(BaseModel):

@@ -12,15 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOG = logging.getLogger("vtriune.serve")
 OPEN = frozenset({"/healthz"})
 """Paths that need no token."""
-
-
-class TooLargeError(Exception):
-    """The body of a request is larger than allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +56,7 @@ class Guard:
         if refused:
             await _answer(noting, *refused)
         else:
-            try:
-                await self.app(scope, self._counted(receive), noting)
-            except TooLargeError:
-                await _answer(noting, 413, f"the body is larger than {self.max_body} bytes; send fewer items")
+            await self.app(scope, self._counted(receive), noting)
         # The path comes from outside and may hold anything, line breaks included.
         took = 1000 * (time.perf_counter() - began)
         LOG.info("%s %s %d %.1f ms", scope["method"], ascii(scope["path"])[:200], status, took)
@@ -79,10 +73,13 @@ class Guard:
                 return 401, "a token is wanted: Authorization: Bearer ..."
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self.max_body:
-            return 413, f"the body is larger than {self.max_body} bytes; send fewer items"
+            return 413, self._too_large()
         if self.draining() and path not in OPEN:
             return 503, "the server is about to end; ask another one"
         return None
+
+    def _too_large(self) -> str:
+        return f"the body is larger than {self.max_body} bytes; send fewer items"
 
     def _counted(self, receive: Receive) -> Receive:
         size = 0
@@ -92,7 +89,8 @@ class Guard:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self.max_body:
-                raise TooLargeError
+                # The one kind of exception that the application answers as it stands.
+                raise HTTPException(413, self._too_large(), {"Connection": "close"})
             return message
 
         return counting

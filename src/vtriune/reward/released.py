@@ -16,6 +16,7 @@ from pydantic import BaseModel, FiniteFloat
 from vtriune.reward.api import Name
 from vtriune.reward.judge import JudgeItem
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, UserError, Verdict
+from vtriune.verifiers.released_detection import RELEASED_FIGURES, DetRewardRatio
 
 GREETING = {"message": "Reward Judge Server"}
 """What `GET /` answers; the released client looks for it."""
@@ -27,6 +28,15 @@ SILENT_ZERO = {"rewards": dict.fromkeys(("format_reward", "accuracy_reward", "re
 
 _CONTEXT = ("is_training", "step", "total_steps", "image_grid_thw", "image_path", "verifier_style")
 """Keys of reward_verifier_parm that are no parameters of the verifier."""
+
+_DETECTION = ("det_verifier_normalized", "det_reward_ratio")
+"""Keys that every row of the released data has, whatever its verifier."""
+
+_MARK = "released."
+"""What the detection verifier reports for the released server's answer has a name that begins so."""
+
+MAX_DEPTH = 16
+"""Objects within objects in reward_verifier_parm."""
 
 
 class Payload(BaseModel):
@@ -41,6 +51,12 @@ class Payload(BaseModel):
     reward_verifier_parm: str
     format_ratio: FiniteFloat | None = None
     accuracy_ratio: FiniteFloat | None = None
+
+
+class Answer(BaseModel):
+    """`final_reward` and its parts; for detection with all that the released server tells of the boxes."""
+
+    rewards: dict[str, float]
 
 
 def read(payload: Payload, preset: Preset) -> JudgeItem:
@@ -64,7 +80,10 @@ def read(payload: Payload, preset: Preset) -> JudgeItem:
         )
     if not isinstance(training, bool):
         raise UserError(f"reward_verifier_parm: is_training must be true or false, not {training!r}")
-    parameters = _without_nulls({key: value for key, value in parm.items() if key not in _CONTEXT})
+    foreign = _CONTEXT if payload.reward_verifier == "detection" else _CONTEXT + _DETECTION
+    parameters = _without_nulls({key: value for key, value in parm.items() if key not in foreign})
+    # What mathematics comes with a picture does not need its size, which the released server looks at for boxes only.
+    sizes = () if payload.reward_verifier == "mathverify" else _sizes(parm.get("image_grid_thw"))
     if preset == "official_code" and payload.reward_verifier == "detection":
         parameters = _as_released(parameters, step / total_steps)
         progress = Progress(0, 1, "train")  # the threshold is settled
@@ -79,38 +98,51 @@ def read(payload: Payload, preset: Preset) -> JudgeItem:
         parameters,
         preset,
     )
-    return JudgeItem(payload.response, spec, progress, _sizes(parm.get("image_grid_thw")), source=payload.data_source)
+    return JudgeItem(payload.response, spec, progress, sizes, source=payload.data_source)
 
 
-def write(verdict: Verdict) -> dict[str, Any]:
-    """A scored verdict as the released server answers it."""
+def write(item: JudgeItem, verdict: Verdict) -> dict[str, Any]:
+    """A scored verdict as the released server answers it; of other presets with their own report.
+
+    >>> from vtriune.types import Status
+    >>> item = JudgeItem("", RewardSpec("mathverify", "4", preset="official_code"), Progress(0, 1, "test"))
+    >>> verdict = Verdict(Status.SCORED, reward=0.5, accuracy=1.0, format=0.0, correct=True)
+    >>> write(item, verdict)
+    {'rewards': {'format_reward': 0.0, 'accuracy_reward': 1.0, 'reflection_reward': 0.0, 'final_reward': 0.5}}
+    """
     rewards: dict[str, Any] = {
         "format_reward": verdict.format,
         "accuracy_reward": verdict.accuracy,
         "reflection_reward": 0.0,
         "final_reward": verdict.reward,
     }
-    rewards |= {
-        f"{name.removeprefix('released.')}_reward": value
-        for name, value in verdict.report.items()
-        if name.startswith("released.")
-    }
-    return {"rewards": rewards}
+    if item.spec.preset != "official_code":
+        figures = verdict.report
+    elif item.spec.verifier == "detection":
+        # An answer that exhausts its verifier has no report, and the released trainer averages what it is told.
+        told = {name.removeprefix(_MARK): value for name, value in verdict.report.items() if name.startswith(_MARK)}
+        figures = told or dict.fromkeys(RELEASED_FIGURES, 0.0)
+    else:
+        figures = {}
+    return {"rewards": rewards | {f"{name}_reward": value for name, value in figures.items()}}
 
 
 def _as_released(parameters: dict[str, Any], done: float) -> dict[str, Any]:
     """Detection's parameters with what the released server makes of them: its threshold and its weights.
 
-    Its threshold goes by the progress of training for every answer, test or not, and a weight outside 0..1 counts
-    as 0.
+    Its threshold goes by the progress of training for every answer, test or not; a weight outside 0..1 counts as 0, and
+    one that it does not know not at all.
     """
     eps = 0.85 if done <= 0.1 else 0.95 if done <= 0.25 else 0.99
     parameters = {"iou_threshold": eps} | parameters | {"released_report": True}
     parameters["eval_iou_threshold"] = parameters["iou_threshold"]
     ratio = parameters.get("det_reward_ratio")
     if isinstance(ratio, dict):
-        weights = {key: value if _is_number(value) and 0 <= value <= 1 else 0.0 for key, value in ratio.items()}
-        parameters["det_reward_ratio"] = weights
+        parameters["det_reward_ratio"] = {
+            key: 0.0 if _is_number(value) and not 0 <= value <= 1 else value
+            for key, value in ratio.items()
+            if key in DetRewardRatio.model_fields
+        }
     return parameters
 
 
@@ -129,10 +161,12 @@ def _sizes(grids: Any) -> tuple[ImageSize, ...]:
     return tuple(sizes)
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
-    return value
+def _without_nulls(value: dict[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Drop null leaves, and objects of nothing but nulls: Parquet has no other way to leave a leaf out."""
+    if depth > MAX_DEPTH:
+        raise UserError(f"reward_verifier_parm: is nested deeper than {MAX_DEPTH} objects")
+    kept = {name: _without_nulls(one, depth + 1) if isinstance(one, dict) else one for name, one in value.items()}
+    return {name: one for name, one in kept.items() if one is not None and (one != {} or value[name] == {})}
 
 
 def _is_whole(value: Any) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.metadata
 import logging
+import math
 import signal
 import socket
 import sys
@@ -17,7 +19,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,16 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.types import ASGIApp
 
 from vtriune.reward import released
-from vtriune.reward.api import ItemIn, JudgeReply, JudgeRequest, Problem, VerdictOut, explain, reply, verdict_fields
+from vtriune.reward.api import (
+    ItemIn,
+    JudgeReply,
+    JudgeRequest,
+    Problem,
+    StreamedVerdict,
+    explain,
+    reply,
+    verdict_fields,
+)
 from vtriune.reward.blocking import OnVerdict
 from vtriune.reward.guard import Guard
 from vtriune.reward.judge import JudgeItem
@@ -46,6 +56,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 REMEMBERED = 16384
 """Verdicts kept for clients that lost the connection and ask again."""
+
+NDJSON = "application/x-ndjson"
+
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than a step of training between two requests often takes."""
 
 _REQUEST = TypeAdapter(JudgeRequest)
 _PAYLOAD = TypeAdapter(released.Payload)
@@ -114,15 +129,20 @@ class Service:
         names: Sequence[str] = (),
         on_verdict: OnVerdict | None = None,
     ) -> list[Verdict]:
-        """Verdicts in order, by the deadline. An item with the name and content of an earlier one is not judged again."""
+        """Verdicts in order, by the deadline. An item with the name and content of an earlier one, which a client sends
+        that has lost the connection, is not judged again.
+        """
         futures: list[asyncio.Future[Verdict]] = []
         new: list[int] = []
         loop = asyncio.get_running_loop()
         for position, item in enumerate(items):
             known, key = None, None
             if names:
-                key = names[position], hash((item.response, repr(item.spec), item.progress, item.image_sizes))
+                content = item.response, repr(item.spec), item.progress, item.image_sizes, item.response_tokens
+                key = names[position], hash(content)
                 known = self._known.get(key)
+                if known is not None:
+                    self._known.move_to_end(key)
             future = known or loop.create_future()
             if known is None:
                 new.append(position)
@@ -130,7 +150,9 @@ class Service:
                     self._remember(key, future)
             futures.append(future)
             if on_verdict:
-                future.add_done_callback(partial(_pass_on, on_verdict, position))
+                future.add_done_callback(functools.partial(_pass_on, on_verdict, position))
+
+        missing = f"no verdict within {self.settings.deadline:g} s"
 
         def settle(position: int, verdict: Verdict) -> None:
             future = futures[new[position]]
@@ -143,11 +165,14 @@ class Service:
                 await self.pool.judge([items[position] for position in new], settle)
                 return [await asyncio.shield(future) for future in futures]
         except (TimeoutError, RuntimeError) as error:
-            reason = str(error) or f"no verdict within {self.settings.deadline:g} s"
-            return [future.result() if future.done() else Verdict(Status.FAILED, reason=reason) for future in futures]
+            missing = str(error) or missing
+            return [future.result() if future.done() else Verdict(Status.FAILED, reason=missing) for future in futures]
+        except asyncio.CancelledError:
+            missing = "whoever asked for it has gone"
+            raise
         finally:
             for position, _ in enumerate(new):
-                settle(position, Verdict(Status.FAILED, reason=f"no verdict within {self.settings.deadline:g} s"))
+                settle(position, Verdict(Status.FAILED, reason=missing))
 
     def _remember(self, key: tuple[str, int], future: asyncio.Future[Verdict]) -> None:
         self._known[key] = future
@@ -177,6 +202,40 @@ def create_app(service: Service) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
+    _add_judging(app, service)
+    _add_information(app, service)
+
+    def openapi() -> dict[str, Any]:
+        """The description of the API, with the types of the bodies that are read by hand."""
+        if not app.openapi_schema:
+            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+            read = [(one, "validation") for one in (JudgeRequest, released.Payload)]
+            written = [(one, "serialization") for one in (JudgeReply, StreamedVerdict, released.Answer)]
+            models = read + written
+            _, types = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+            schema["components"]["schemas"] |= types["$defs"]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    async def error_500(request: Request, error: Exception) -> Response:
+        logging.getLogger("vtriune.serve").error("%s failed", ascii(request.url.path), exc_info=error)
+        return problem(500, f"a fault of the server's own: {type(error).__name__}")
+
+    app.add_exception_handler(Exception, error_500)
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))
+    return Guard(
+        app,
+        service.settings.max_body,
+        service.settings.token,
+        service.settings.host in LOOPBACK,
+        lambda: service.draining,
+    )
+
+
+def _add_judging(app: FastAPI, service: Service) -> None:
+    """The endpoints that judge."""
     settings = service.settings
     seconds = {path: service.metrics.timer(path) for path in ("/v1/judge", "/v1/judge/stream", "/judge")}
 
@@ -199,7 +258,8 @@ def create_app(service: Service) -> ASGIApp:
         return Response(reply(zip(names, verdicts, strict=True)), media_type="application/json")
 
     @app.post(
-        "/v1/judge/stream", **_documented(JudgeRequest, None, "Judge a batch; a line for each verdict when ready.")
+        "/v1/judge/stream",
+        **_documented(JudgeRequest, StreamedVerdict, "Judge a batch; a line for each verdict when ready.", NDJSON),
     )
     async def judge_stream(request: Request) -> Response:
         asked = await read_items(request)
@@ -222,9 +282,11 @@ def create_app(service: Service) -> ASGIApp:
                 judging.cancel()
                 seconds["/v1/judge/stream"](time.perf_counter() - began)
 
-        return StreamingResponse(stream(), media_type="application/x-ndjson")
+        return StreamingResponse(stream(), media_type=NDJSON)
 
-    @app.post("/judge", **_documented(released.Payload, None, "Judge one answer; the released server's protocol."))
+    @app.post(
+        "/judge", **_documented(released.Payload, released.Answer, "Judge one answer; the released server's protocol.")
+    )
     async def judge_released(request: Request) -> Response:
         began = time.perf_counter()
         try:
@@ -238,10 +300,14 @@ def create_app(service: Service) -> ASGIApp:
         [verdict] = await service.judge([item])
         seconds["/judge"](time.perf_counter() - began)
         if verdict.status is Status.SCORED:
-            return Response(orjson.dumps(released.write(verdict)), media_type="application/json")
+            return Response(orjson.dumps(released.write(item, verdict)), media_type="application/json")
         if settings.silent_zeros:
             return JSONResponse(released.SILENT_ZERO)
         return problem(422 if verdict.status is Status.UNSCORABLE else 503, verdict.reason)
+
+
+def _add_information(app: FastAPI, service: Service) -> None:
+    """The endpoints that tell of the server."""
 
     @app.get("/", summary="The released server's greeting.")
     async def greet() -> dict[str, str]:
@@ -260,8 +326,9 @@ def create_app(service: Service) -> ASGIApp:
         return JSONResponse({"status": "ready"})
 
     @app.get("/v1/verifiers", summary="Names, definitions and parameters of the verifiers, and versions.")
-    async def verifiers() -> dict[str, Any]:
-        return _verifiers()
+    async def verifiers() -> Response:
+        # The first time it imports them all.
+        return Response(await asyncio.to_thread(_verifiers), media_type="application/json")
 
     @app.get("/metrics", summary="Prometheus metrics.")
     async def metrics() -> Response:
@@ -270,26 +337,6 @@ def create_app(service: Service) -> ASGIApp:
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(_docs_page(app.openapi()))
-
-    def openapi() -> dict[str, Any]:
-        """The description of the API, with the types of the bodies that are read by hand."""
-        if not app.openapi_schema:
-            schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            models = [(JudgeRequest, "validation"), (released.Payload, "validation"), (VerdictOut, "serialization")]
-            _, types = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-            schema["components"]["schemas"] |= types["$defs"]
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-    async def error_500(request: Request, error: Exception) -> Response:
-        logging.getLogger("vtriune.serve").error("%s failed", ascii(request.url.path), exc_info=error)
-        return problem(500, f"a fault of the server's own: {type(error).__name__}")
-
-    app.add_exception_handler(Exception, error_500)
-    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))
-    return Guard(app, settings.max_body, settings.token, settings.host in LOOPBACK, lambda: service.draining)
 
 
 def _pass_on(on_verdict: OnVerdict, position: int, done: asyncio.Future[Verdict]) -> None:
@@ -333,10 +380,13 @@ def serve(pool: AsyncJudgePool, settings: Settings, *, discovery: Path | None, a
     port = listener.getsockname()[1]
     config = uvicorn.Config(
         create_app(service),
+        ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.grace) or 1,
+        timeout_keep_alive=KEEP_ALIVE,
+        # When grace is over the pool is closed, which settles what is left; this much longer to say so.
+        timeout_graceful_shutdown=math.ceil(settings.grace) + 2,
     )
     server = _Server(config, service)
     told = [discovery / f"{_own_address(settings.host)}:{port}"] if discovery else []
@@ -361,14 +411,18 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._drain)
+            self._loop.add_signal_handler(number, self._drain)
         yield
 
     def _drain(self) -> None:
         self.force_exit = self._service.draining  # told twice
         self._service.draining = self.should_exit = True
+        self._loop.call_later(self._service.settings.grace, self._give_up)
+
+    def _give_up(self) -> None:
+        self._closing = self._loop.create_task(self._service.pool.close())
 
 
 def _own_address(host: str) -> str:
@@ -376,31 +430,36 @@ def _own_address(host: str) -> str:
     if host not in ("0.0.0.0", "::"):
         return host
     try:
-        return socket.gethostbyname(socket.gethostname())
+        # Nothing is sent: the kernel only says from where it would go to the world outside.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
     except OSError:
         return "127.0.0.1"
 
 
-def _documented(body: type, answer: type | None, summary: str) -> dict[str, Any]:
+def _documented(body: type, answer: type, summary: str, media_type: str = "application/json") -> dict[str, Any]:
     """A route whose body is read by hand, for speed, as the API's description has it."""
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    ok: dict[str, Any] = {"model": answer} if answer else {"description": summary}
+    asked, told = ({"schema": {"$ref": f"#/components/schemas/{one.__name__}"}} for one in (body, answer))
     return {
         "summary": summary,
-        "responses": {200: ok} | {key: value for key, value in _PROBLEMS.items()},
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        "responses": {200: {"description": "Verdicts.", "content": {media_type: told}}, **_PROBLEMS},
+        "response_class": Response,
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": asked}}},
     }
 
 
-def _verifiers() -> dict[str, Any]:
+@functools.cache
+def _verifiers() -> bytes:
     libraries = ("vtriune", "math-verify", "latex2sympy2_extended", "sympy", "pycocotools", "rapidfuzz", "apted")
-    return {
+    told = {
         "verifiers": [
             {"name": name, "summary": describe.summary(name), "parameters": describe.schema(name)}
             for name in registry.names()
         ],
         "versions": {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in libraries},
     }
+    return orjson.dumps(told)
 
 
 def _docs_page(schema: dict[str, Any]) -> str:

@@ -220,7 +220,7 @@ def _value(expression: Any, point: dict[str, float]) -> Any:
         return iv.pi if expression is pi else iv.e
     values = [_value(part, point) for part in expression.args]
     if expression.is_Pow:
-        return _power(*values, exponent=expression.exp)
+        return _power(values[0], values[1], expression.exp)
     result = values[0]
     for value in values[1:]:
         result = result + value if expression.is_Add else result * value

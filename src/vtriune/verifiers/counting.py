@@ -17,9 +17,11 @@ from vtriune.verifiers.base import Context, Outcome, Unscorable
 from vtriune.verifiers.format import tag_score
 from vtriune.verifiers.number_text import hedged, read_numbers
 
-_SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-    seventeen eighteen nineteen""".split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {word: n for n, word in enumerate(_SMALL)} | {word: 10 * n for n, word in enumerate(_TENS, 2)} | {"a": 1}
 _UNIT = "|".join(_SMALL[1:10])
 _BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{_UNIT}))?|{'|'.join(reversed(_SMALL))})"
@@ -48,8 +50,8 @@ class Counting:
 
     Report: `exact` and `closeness`, the two values.
 
-    Source: arXiv 2505.18129, 5.1 (counting; CountBench counts exactly); the shaped value is ours: the relative error
-    of the count, turned into a reward and floored at 0.
+    Source: the exact value is that of arXiv 2505.18129, eq. 3, for whole numbers; the shaped one is ours: 1 less the
+    relative error of the count, floored at 0.
 
     >>> verifier, params = Counting(), CountingParams(value="distance")
     >>> context = Context(preset="modern", split="train")

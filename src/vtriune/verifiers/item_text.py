@@ -14,10 +14,9 @@ _MARK = re.compile(r"[^\w\s]|_")
 _NUMERAL_MARKS = "-.,:/"
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _SEPARATOR = re.compile(r"[,;\n]")
-_ARROW = re.compile(r"[,;\n]|-+>|=+>|→|⇒|>|<(?!-)|\\(?:rightarrow|to)(?![a-z])")
+_ARROW = re.compile(r"[,;\n]|-{1,3}>|={1,3}>|→|⇒|>|<(?!-)|\\(?:rightarrow|to)(?![a-z])")
 _QUOTED = re.compile(r"""\s*+(?:"([^"\n]*+)"|'([^'\n]*+)')\s*+(?:,|$)""")
-_BULLET = re.compile(r"\s*(?:[-*•]|\d{1,3}[.)])\s+")
-_AND = re.compile(r"\s*(?:and|&)\s+", re.IGNORECASE)
+_LEAD = re.compile(r"\A\s*+(?:(?:[-*•]|\d{1,3}[.)])\s++)?(?:(?:and|&)\s++)?", re.IGNORECASE)
 
 
 def nfc(text: str) -> str:
@@ -88,7 +87,7 @@ def read_items(text: str, *, arrows: bool = False) -> list[str]:
         items = separator.split(text)
         if arrows and len(items) == 1:
             items = text.split()
-        items = [_AND.sub("", _BULLET.sub("", item, count=1), count=1).strip(" \t\r\"'`*.") for item in items]
+        items = [_LEAD.sub("", item).strip(" \t\r\"'`*.") for item in items]
     return [item for item in items if item]
 
 

@@ -52,7 +52,7 @@ class Match:
 
     Report: `exact`, `f1`, `precision`, `recall`, `n_pred`, `n_gold`.
 
-    Source: SQuAD, arXiv 1606.05250, 5.1, and its evaluate-v1.1.py, for strings; F1 over items is the same with items.
+    Source: SQuAD, arXiv 1606.05250, and its evaluate-v1.1.py, for strings; F1 over items is the same with items.
 
     >>> verifier, params = Match(), MatchParams(kind="set")
     >>> context = Context(preset="modern", split="train")

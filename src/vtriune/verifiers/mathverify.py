@@ -26,7 +26,7 @@ MAX_ANSWER = 4000
 _MAX_REMEMBERED = 1000
 """Characters of an answer whose verdict is remembered: 8,192 of them are 8-32 MB at most."""
 
-_HARMLESS = re.compile(r"-?\d{1,15}(?:\.\d{1,15})?|[A-Za-z]{1,12}")
+_HARMLESS = re.compile(r"-?(?:\d{1,15}(?:\.\d{1,15})?|\\frac\{\d{1,9}\}\{\d{1,9}\})(?:\\?%)?|[A-Za-z]{1,12}")
 """Gold that math-verify reads quickly, and that `modern` mostly settles without it."""
 
 _SENTENCE = re.compile(r"answer|\$|\\\(|\\\[", re.IGNORECASE)

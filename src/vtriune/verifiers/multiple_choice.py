@@ -59,14 +59,15 @@ class MultipleChoice:
         - it equals exactly one of the `options`, case, white space and a full stop aside;
         - it is a letter and its option's text: `B) red`; a letter with another option's text chooses nothing;
         - of all letters that stand alone in it there is one only, however often: `The answer is B`, `option B`.
-    Two letters (`A or B`, `A, B`, `A B`), none, and a denied one (`not B`) are 0. The article in `A cat` and the pronoun
-    in `I think` are no choice. Without `options` a lone letter in an option's text is a second one (`B) vitamin C`).
+    Two letters (`A or B`, `A, B`, `A B`), none, and a denied one (`not B`) are 0. The article in `A cat` and the
+    pronoun in `I think` are no choice. Without `options` a lone letter in an option's text is a second one
+    (`B) vitamin C`).
     `several`: the letters that stand alone, or are written as one word in capitals (`AC`), are the set chosen; it must
     be gold's.
 
     Report: `n_chosen`, the number of letters chosen.
 
-    Source: the rule of one letter is MMMU's and MMBench's; refusing hedges answers Visual-RFT#79 (FACTS 7).
+    Source: ours. Peers search an answer for gold's letter, so that `A or B or C` scores 1 (Visual-RFT#79).
 
     >>> verifier, params, context = MultipleChoice(), MultipleChoiceParams(), Context(preset="modern", split="test")
     >>> gold = verifier.parse_gold("B", params, context)

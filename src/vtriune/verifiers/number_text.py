@@ -19,7 +19,7 @@ _NUMBER = re.compile(
         (?: [eE](?P<e>[-+]?\d{1,4}+)
           | \s?(?:×|x|\*|·|\\times|\\cdot)\s? 10 \s?\^\s? \{?\s? (?P<times>[-+]?\d{1,4}+) \s?\}? )?+
     )
-    (?!\s?\^)(?!\d)
+    (?!\s?\^)(?!\.?\d)
     \s{0,3} (?: (?P<percent>%|(?:percent|per\ cent)\b) | (?P<scale>hundred|thousand|million|billion|trillion)\b )?
     """,
     re.VERBOSE | re.IGNORECASE,

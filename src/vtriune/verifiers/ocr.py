@@ -19,7 +19,7 @@ TAU = 0.5
 """Of ANLS, DocVQA's."""
 
 MAX_GOLD = 20_000
-"""Characters of all references together: against them 400,000 characters of answer take 0.5 s. A page has about 5,000."""
+"""Characters of all references together: against them 400,000 of an answer take 0.5 s. A page has about 5,000."""
 
 
 class OcrParams(BaseModel):

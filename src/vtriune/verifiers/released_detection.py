@@ -17,7 +17,7 @@ from vtriune.verifiers.box_text import Box, BoxList, make_box
 _SIZE_PENALTY = 0.6
 
 _SCORES = ("iou_score_max_iou", "iou_score_max_label", "map_score", "map50_score", "map75_score")
-_FIGURES = (
+RELEASED_FIGURES = (
     "size_penalty",
     *(f"{kind}_{score}" for kind in ("pure", "weighted") for score in _SCORES),
     *(
@@ -134,16 +134,17 @@ def released_figures(
 ) -> dict[str, float]:
     """All that the released server tells of an answer beside its rewards, under its names; zeros without predictions.
 
-    `pure_*` are the five scores of the blend, `weighted_*` the same times `size_penalty`; `report_iou_<eps>_<matcher>_*`
-    the sum of matched IoU / n_gold, the share of predictions and the share of gold that are matched.
+    `pure_*` are the five scores of the blend, `weighted_*` the same times `size_penalty`;
+    `report_iou_<eps>_<matcher>_*` the sum of matched IoU / n_gold, the share of predictions and the share of gold
+    that are matched.
 
     >>> cat = Box("cat", 0, 0, 10, 10)
     >>> figures = released_figures([cat], [cat, Box("cat", 20, 0, 30, 10)], DetRewardRatio(map50=1.0), 0.5)
-    >>> figures["size_penalty"], figures["report_iou_50_label_match_precision"], figures["report_iou_50_label_match_recall"]
-    (0.6, 1.0, 0.5)
+    >>> figures["size_penalty"], [figures[f"report_iou_50_label_match_{one}"] for one in ("precision", "recall")]
+    (0.6, [1.0, 0.5])
     """
     if not predicted:
-        return dict.fromkeys(_FIGURES, 0.0)
+        return dict.fromkeys(RELEASED_FIGURES, 0.0)
     penalty = _SIZE_PENALTY ** abs(len(predicted) - len(gold))
     ap = average_precisions(predicted, gold, overlaps(predicted, gold))
     pure = {
