@@ -89,8 +89,8 @@ def test_the_four_ways_to_combine_are_the_formulas_of_the_docstring(grades: list
         assert 0 <= outcome.accuracy <= 1
         assert bool(outcome.accuracy) or bool(outcome.reason)
         for k, (accuracy, right, _) in enumerate(grades):
-            ours = {key: value for key, value in outcome.report.items() if key.startswith(f"p{k}/")}
-            assert ours == {f"p{k}/accuracy": accuracy, f"p{k}/correct": right, f"p{k}/doubled": 2 * accuracy}
+            ours = {key: value for key, value in outcome.report.items() if key.startswith(f"p{k}.")}
+            assert ours == {f"p{k}.accuracy": accuracy, f"p{k}.correct": right, f"p{k}.doubled": 2 * accuracy}
         assert len(outcome.report) == 3 * len(grades)
 
 
@@ -98,15 +98,15 @@ def test_parts_share_the_samples_gold_unless_they_have_their_own() -> None:
     both: dict[str, Any] = {"parts": [MATH, {**MATH, "name": "second", "gold": "5"}]}
     outcome = judge(r"<answer>\boxed{4}</answer>", "4", **both)
     assert (outcome.accuracy, outcome.correct, outcome.format) == (0.5, False, 0.5)
-    assert outcome.report["mathverify/accuracy"] == 1
-    assert outcome.report["second/accuracy"] == 0
+    assert outcome.report["mathverify.accuracy"] == 1
+    assert outcome.report["second.accuracy"] == 0
 
 
 def test_a_wrong_answer_earns_nothing_behind_a_gate_and_says_why() -> None:
     gate: dict[str, Any] = {"parts": [MATH, TAGS], "combine": "gated"}
     right, wrong = (judge(rf"<think>.</think><answer>\boxed{{{n}}}</answer>", "4", **gate) for n in (4, 5))
     assert (right.accuracy, right.correct) == (1.0, True)
-    assert (wrong.accuracy, wrong.correct, wrong.report["format/accuracy"]) == (0.0, False, 1.0)
+    assert (wrong.accuracy, wrong.correct, wrong.report["format.accuracy"]) == (0.0, False, 1.0)
     assert wrong.reason == "mathverify is not correct; mathverify: not equivalent to gold"
 
 
@@ -115,9 +115,9 @@ def test_each_part_has_the_eps_of_its_own_schedule(step: int, accuracy: float) -
     fixed = {"verifier": "detection", "name": "loose", "parameters": {"iou_threshold": 0.5}}
     spec = RewardSpec("composite", BOX, parameters={"parts": [{"verifier": "detection"}, fixed]})
     judged = judge_item(JudgeItem(CLOSE_BOX, spec, Progress(step, 100, "train")))
-    assert judged.report["detection/accuracy"] == pytest.approx(accuracy)
-    assert judged.report["loose/accuracy"] == pytest.approx(0.9)
-    assert judged.report["detection/iou_50"] == pytest.approx(0.9)
+    assert judged.report["detection.accuracy"] == pytest.approx(accuracy)
+    assert judged.report["loose.accuracy"] == pytest.approx(0.9)
+    assert judged.report["detection.iou_50"] == pytest.approx(0.9)
 
 
 def test_composites_nest_three_deep_and_no_deeper() -> None:
@@ -127,7 +127,7 @@ def test_composites_nest_three_deep_and_no_deeper() -> None:
 
     outcome = judge(r"\boxed{4}", "4", **nested(3))
     assert outcome.accuracy == 1
-    assert outcome.report["inner/inner/mathverify/accuracy"] == 1
+    assert outcome.report["inner.inner.mathverify.accuracy"] == 1
     with pytest.raises(Unscorable, match='part "inner": part "inner": part "inner": composites stand 3 deep at most'):
         judge(r"\boxed{4}", "4", **nested(4))
 
@@ -153,7 +153,7 @@ def test_parameters_as_json_text_are_no_way_around_the_bound() -> None:
         ({"parts": [{**MATH, "weight": 0}]}, "weighted needs a part of weight > 0"),
         ({"parts": [{**MATH, "weight": -1}]}, "verifier_parm.parts.0.weight"),
         ({"parts": [{**MATH, "wieght": 1}]}, "verifier_parm.parts.0.wieght"),
-        ({"parts": [{**MATH, "name": "a/b"}]}, "verifier_parm.parts.0.name"),
+        ({"parts": [{**MATH, "name": "a.b"}]}, "verifier_parm.parts.0.name"),
         ({"parts": [MATH], "combine": "mean"}, "verifier_parm.combine"),
         ({"parts": [{"verifier": "mathverfy", "name": "m"}]}, 'part "m": verifier "mathverfy" is not registered; did'),
         ({"parts": [{**MATH, "parameters": {"x": 1}}]}, 'part "mathverify": verifier "mathverify": verifier_parm.x'),

@@ -229,8 +229,11 @@ def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:
         return exhausted("memory limit")
     except RecursionError:
         return exhausted("recursion limit")
+    for name, share in (("accuracy", outcome.accuracy), ("format", outcome.format)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} came out as {share}; it is a share from 0 to 1")
     reward = weigh(outcome.accuracy, outcome.format, item.spec)
-    _check_finite({"accuracy": outcome.accuracy, "format": outcome.format, "reward": reward, **outcome.report})
+    _check_finite({"reward": reward, **outcome.report})
     return Verdict(
         Status.SCORED,
         reward=reward,

@@ -101,7 +101,7 @@ class Verifier(Protocol[GoldT, ParamsT]):
     name: str
     """As rows call it, e.g. `detection`."""
     Params: type[ParamsT]
-    """The verifier's own parameters (`verifier_parm`); unknown fields are refused. Frozen, so that they are hashable."""
+    """The verifier's own parameters (`verifier_parm`): frozen, hence hashable; unknown fields are refused."""
 
     def parse_gold(self, gold: str, params: ParamsT, context: Context) -> GoldT:
         """Read the reference answer. It may use the preset and the image sizes of `context`, nothing else of it.

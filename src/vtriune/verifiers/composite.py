@@ -35,7 +35,7 @@ class Part(BaseModel):
     """Its own parameters, as a row's verifier_parm."""
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """w, for `weighted` and `gated`; with 0 it is only reported."""
-    name: Annotated[str, Field(pattern=r"^[\w.-]{1,64}$")] | None = None
+    name: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")] | None = None
     """What the report calls it; default: the verifier's name."""
     gold: str | None = None
     """Its reference answer; default: the sample's."""
@@ -87,7 +87,7 @@ class Composite:
         `max`: the greatest; correct if any part is.
 
     Every part judges every answer, with the eps of its own schedule. The report has, for each part,
-    `<name>/accuracy`, `<name>/correct` (0 or 1) and `<name>/<key>` for every key of its own report. R_fmt is eq. 4,
+    `<name>.accuracy`, `<name>.correct` (0 or 1) and `<name>.<key>` for every key of its own report. R_fmt is eq. 4,
     whatever the parts' are. If one part is unscorable, so is the whole. A part may be a composite, three deep at most.
 
     Source: weighted sums are eq. 8 of arXiv 2505.18129, for accuracies; the gate is the usual guard against paying for
@@ -143,7 +143,7 @@ class Composite:
                 outcome = one.verifier.judge(response, one.gold, one.params, in_context_of(one.params, context))
             outcomes.append(outcome)
             own = {**outcome.report, "accuracy": outcome.accuracy, "correct": float(outcome.correct)}
-            report.update({f"{part.called}/{key}": value for key, value in own.items()})
+            report.update({f"{part.called}.{key}": value for key, value in own.items()})
         accuracy, correct = _combine(params, outcomes)
         reasons = [
             f"{part.called}: {one.reason}" for part, one in zip(params.parts, outcomes, strict=True) if one.reason
