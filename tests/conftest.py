@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -42,6 +47,52 @@ def vtriune() -> Vtriune:
         return subprocess.run(command, capture_output=True, encoding="utf-8", cwd=cwd, env=environment, check=False)
 
     return run
+
+
+@dataclass
+class RunningServer:
+    """`vtriune serve` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait()
+
+
+StartServer = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="module")
+def reward_server() -> Iterator[StartServer]:
+    """`reward_server("--workers", "1")` starts one on a free port, or on the given `--port`; all end with the module."""
+    running = []
+
+    def start(*arguments: str, headers: dict[str, str] | None = None) -> RunningServer:
+        port = () if "--port" in arguments else ("--port", "0")
+        command = [sys.executable, "-m", "vtriune.cli", "serve", *port, *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        running.append(process)
+        assert process.stdout
+        line = process.stdout.readline()
+        found = re.search(r"http://\S+", line)
+        assert found, line
+        server = RunningServer(process, found.group())
+        while httpx.get(server.url + "/readyz", headers=headers).status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            time.sleep(0.02)
+        return server
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
 
 
 @pytest.fixture(scope="session")

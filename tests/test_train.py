@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.conftest import StartServer
+from tests.strange_servers import garbage, strange_server
 
 from vtriune.curate.puzzlevqa import main
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
@@ -170,6 +172,81 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def eps_at(step: int) -> float:
     return [eps for start, eps in SCHEDULE if step / STEPS >= start][-1]
+
+
+def with_servers(recipe: Path, folder: Path, servers: Sequence[str], **reward: float) -> Path:
+    """The recipe, judged by servers."""
+    fields = yaml.safe_load(recipe.read_text()) | {"reward": {"servers": list(servers), **reward}}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.mark.heavy
+def test_reward_servers_make_the_same_run_as_the_embedded_judge(
+    recipe: Path, whole: Path, reward_server: StartServer, tmp_path: Path
+) -> None:
+    servers = [reward_server("--workers", "1").url for _ in range(2)]
+    code, output = Training(tmp_path / "run", with_servers(recipe, tmp_path, servers), "--out", tmp_path / "run").end()
+    assert code == 0, output
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "fault", ["one killed", "one hangs", "one answers garbage", "all down and back", "worker killed"]
+)
+def test_whatever_happens_to_servers_training_makes_the_same_run(
+    recipe: Path, whole: Path, reward_server: StartServer, start: Start, tmp_path: Path, fault: str
+) -> None:
+    sound, doomed = (reward_server("--workers", "1") for _ in range(2))
+    with strange_server(garbage) as strange:
+        others = [strange] if fault == "one answers garbage" else [doomed.url]
+        path = with_servers(recipe, tmp_path, [sound.url, *others], patience=3)
+        training = start(tmp_path / "run", path, "--out", tmp_path / "run")
+        training.await_row(2)
+        match fault:
+            case "one killed":
+                doomed.stop(signal.SIGKILL)
+            case "one hangs":
+                doomed.process.send_signal(signal.SIGSTOP)
+            case "all down and back":
+                doomed.stop(signal.SIGKILL)
+                sound.stop(signal.SIGKILL)
+                time.sleep(10)
+                reward_server("--workers", "1", "--port", str(sound.port))
+            case "worker killed":
+                children = f"/proc/{doomed.process.pid}/task/{doomed.process.pid}/children"
+                os.kill(int(Path(children).read_text().split()[0]), signal.SIGKILL)
+        code, output = training.end()
+    assert code == 0, output
+    assert_same_run(whole, tmp_path / "run")
+
+
+@pytest.mark.heavy
+def test_answers_that_no_server_judges_are_masked_and_counted_and_never_0(
+    recipe: Path, reward_server: StartServer, start: Start, tmp_path: Path
+) -> None:
+    server = reward_server("--workers", "1")
+    path = with_servers(recipe, tmp_path, [server.url], patience=1, deadline=3)
+    training = start(tmp_path / "run", path, "--out", tmp_path / "run")
+    training.await_row(2)
+    server.stop(signal.SIGKILL)
+    training.await_row(4)
+    reward_server("--workers", "1", "--port", str(server.port))
+    code, output = training.end()
+    assert code == 0, output
+    rows = {row["step"]: row["metrics"] for row in metrics(tmp_path / "run") if row["split"] == "train"}
+    masked = 0
+    for step in range(1, STEPS + 1):
+        failed = [row for row in answers(tmp_path / "run", "step", step) if row["status"] == "failed"]
+        assert rows[step]["all/failed_count"] == len(failed)
+        for row in failed:
+            assert (row["reward"], row["advantage"]) == (None, 0)
+            assert "no verdict within 3 s" in row["reason"]
+        masked += len(failed)
+    assert masked > 0
+    assert rows[STEPS]["all/failed_count"] == 0
 
 
 def test_a_run_ends_with_a_table_per_source_and_is_shown_as_finished(whole: Path, vtriune: Vtriune) -> None:

@@ -48,6 +48,9 @@ class RewardConfig(BaseModel):
     deadline: float = Field(
         600, gt=0, allow_inf_nan=False, description="Seconds that servers have for a group, all repetitions included."
     )
+    patience: float = Field(
+        60, gt=0, allow_inf_nan=False, description="Seconds to wait for one reply before another server is asked."
+    )
 
     @model_validator(mode="after")
     def _here_or_there(self) -> Self:

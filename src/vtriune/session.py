@@ -113,7 +113,7 @@ def open_judge(reward: RewardConfig) -> Judge:
     """
     if reward.servers:
         token = read_token(reward.token_file) if reward.token_file else ""
-        return RewardClient(reward.servers, token=token, deadline=reward.deadline)
+        return RewardClient(reward.servers, token=token, deadline=reward.deadline, patience=reward.patience)
     for place in reward.load:
         registry.register(place)  # here, too, so that a mistake is an error at once
     return JudgePool(reward.workers, reward.cpu_limit, load=reward.load, remotes=reward.remotes)

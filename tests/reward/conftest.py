@@ -1,101 +1,115 @@
-"""Real reward servers, and servers that misbehave in every way a client may meet."""
+"""A reward server as a process of its own, and requests to it."""
 
 from __future__ import annotations
 
-import re
+import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 
 @dataclass
-class RunningServer:
-    """`vtriune serve` in a process of its own."""
+class Server:
+    """A running `vtriune serve`, and a client of it."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
     url: str
+    log: Path
+    http: httpx.Client
 
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
+    def await_ready(self) -> None:
+        while self.http.get("/readyz").status_code != httpx.codes.OK:
+            time.sleep(0.05)
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
+    def stop(self) -> int:
+        """Ask it to end, as an operator does. Returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
         return self.process.wait()
 
+    def logged(self) -> list[str]:
+        return self.log.read_text(encoding="utf-8").splitlines()
 
-Serve = Callable[..., RunningServer]
+
+Serve = Callable[..., Server]
 
 
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """`serve("--workers", "1")` starts a server on a free port, or on the given `--port`; all end with the test."""
-    running = []
+def item(name: str = "1", response: str = r"\boxed{4}", gold: str = "4", **changes: Any) -> dict[str, Any]:
+    """An item of `/v1/judge`; `spec` is changed field by field."""
+    spec = {"verifier": "mathverify", "gold": gold} | changes.pop("spec", {})
+    progress = {"step": 0, "total_steps": 1, "split": "test"}
+    return {"id": name, "response": response, "spec": spec, "progress": progress, **changes}
 
-    def start(*arguments: str, headers: dict[str, str] | None = None) -> RunningServer:
-        port = () if "--port" in arguments else ("--port", "0")
-        command = [sys.executable, "-m", "vtriune.cli", "serve", *port, *arguments]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        running.append(process)
+
+SLOW = 0.6
+"""Seconds that an answer to the verifier `drowse` takes."""
+
+
+@pytest.fixture(scope="module")
+def own_verifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a module of verifiers of the user's own: one that takes its time without computing."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "sleepy.py").write_text(
+        "import time\n\n\n"
+        "def drowse(response: str, gold: str, *, seconds: float = 0.6) -> float:\n"
+        "    time.sleep(seconds)\n"
+        "    return float(response == gold)\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory, own_verifiers: Path) -> Iterator[Serve]:
+    """Start servers: `serve("--workers", "1")`; they end with the module."""
+    servers: list[Server] = []
+
+    def start(*arguments: str | Path, workers: int = 1, token: str = "") -> Server:
+        log = tmp_path_factory.mktemp("server") / "log.txt"
+        command = [sys.executable, "-m", "vtriune.cli", "serve", "--port", "0", "--workers", str(workers)]
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                cwd=own_verifiers,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
         assert process.stdout
-        line = process.stdout.readline()
-        found = re.search(r"http://\S+", line)
-        assert found, line
-        server = RunningServer(process, found.group())
-        while httpx.get(server.url + "/readyz", headers=headers).status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            time.sleep(0.02)
+        line = process.stdout.readline().decode().strip()
+        assert line.startswith("serving on http://"), (line, log.read_text(encoding="utf-8"))
+        url = line.rpartition(" ")[2]
+        # httpx would go through the proxies of the environment.
+        http = httpx.Client(
+            base_url=url.replace("0.0.0.0", "127.0.0.1"),
+            timeout=120,
+            trust_env=False,
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+        )
+        server = Server(process, url, log, http)
+        servers.append(server)
         return server
 
     yield start
-    for process in running:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+    for server in servers:
+        server.http.close()
+        server.process.kill()
+        server.process.wait()
+        assert server.process.stdout
+        server.process.stdout.close()
 
 
-@contextmanager
-def strange_server(answer: Callable[[bytes], tuple[int, bytes] | None]) -> Iterator[str]:
-    """A server that is ready, and answers a POST with what `answer` makes of its body: (status, body), or never."""
-    over = threading.Event()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._tell(200, b"{}")
-
-        def do_POST(self) -> None:
-            told = answer(self.rfile.read(int(self.headers["Content-Length"])))
-            if told is None:
-                over.wait()
-            else:
-                self._tell(*told)
-
-        def _tell(self, status: int, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - http.server's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.fixture(scope="module")
+def server(serve: Serve) -> Server:
+    """A server with its defaults, warmed up."""
+    started = serve("--load", "sleepy:drowse")
+    started.await_ready()
+    return started

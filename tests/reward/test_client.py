@@ -7,14 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
 import pytest
-from tests.reward.conftest import Serve, strange_server
+from tests.conftest import StartServer
 from tests.reward.test_pool import mixed_items
+from tests.strange_servers import STRANGE, Answer, hanging, strange_server
 
 from vtriune.reward.client import BATCH, AsyncRewardClient, RewardClient, read_token
 from vtriune.reward.judge import JudgeItem
@@ -22,6 +21,12 @@ from vtriune.reward.pool import JudgePool
 from vtriune.types import Progress, RewardSpec, Status, UserError, Verdict
 
 TEST = Progress(0, 1, "test")
+
+
+@pytest.fixture(scope="module")
+def sound(reward_server: StartServer) -> str:
+    """The address of a server that nothing happens to."""
+    return reward_server("--workers", "1").url
 
 
 def items(count: int) -> list[JudgeItem]:
@@ -34,7 +39,7 @@ def check(verdicts: list[Verdict], count: int) -> None:
     assert [verdict.reward for verdict in verdicts] == [float(n % 4 == 3) for n in range(count)]
 
 
-def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(serve: Serve) -> None:
+def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(sound: str) -> None:
     spec = RewardSpec("mathverify", "4", accuracy_weight=float("nan"))
     asked = [
         *mixed_items(),
@@ -43,12 +48,12 @@ def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(serve: Serve)
         JudgeItem("4", spec, TEST),
         JudgeItem("x" * 500_000, RewardSpec("mathverify", "4"), TEST, response_tokens=7, source="long"),
     ]
-    with RewardClient([serve("--workers", "1").url]) as client, JudgePool(workers=1) as pool:
+    with RewardClient([sound]) as client, JudgePool(workers=1) as pool:
         assert client.submit(asked).result() == pool.submit(asked).result()
 
 
-def test_a_large_batch_is_shared_by_all_servers(serve: Serve) -> None:
-    urls = [serve("--workers", "1").url for _ in range(2)]
+def test_a_large_batch_is_shared_by_all_servers(reward_server: StartServer, sound: str) -> None:
+    urls = [sound, reward_server("--workers", "1").url]
     count = 4 * BATCH + 3
     with RewardClient(urls) as client:
         check(client.submit(items(count)).result(), count)
@@ -56,13 +61,13 @@ def test_a_large_batch_is_shared_by_all_servers(serve: Serve) -> None:
         assert client.counters()["faults"] == 0
 
 
-def test_a_server_killed_in_the_middle_of_a_batch_costs_no_verdict(serve: Serve) -> None:
-    doomed, sound = serve("--workers", "1"), serve("--workers", "1")
+def test_a_server_killed_in_the_middle_of_a_batch_costs_no_verdict(reward_server: StartServer, sound: str) -> None:
+    doomed = reward_server("--workers", "1")
     slow = [
         replace(item, response=rf"\boxed{{\frac{{{3 * n}}}{{{n}}}+\sqrt{{{n}}}-\sqrt{{{n}}}+{n % 4}-3}}")
         for n, item in enumerate(items(4 * BATCH), start=1)
     ]
-    with RewardClient([doomed.url, sound.url]) as client:
+    with RewardClient([doomed.url, sound]) as client:
         future = client.submit(slow)
         threading.Timer(0.3, doomed.stop, [signal.SIGKILL]).start()
         verdicts = future.result()
@@ -70,72 +75,35 @@ def test_a_server_killed_in_the_middle_of_a_batch_costs_no_verdict(serve: Serve)
     assert [verdict.reward for verdict in verdicts] == [float(n % 4 == 3) for n in range(1, 4 * BATCH + 1)]
 
 
-def test_all_servers_down_and_back_again_costs_time_and_no_verdict(serve: Serve) -> None:
-    first = serve("--workers", "1")
+def test_all_servers_down_and_back_again_costs_time_and_no_verdict(reward_server: StartServer) -> None:
+    first = reward_server("--workers", "1")
     with RewardClient([first.url], deadline=120) as client:
         check(client.submit(items(8)).result(), 8)
         first.stop(signal.SIGKILL)
         future = client.submit(items(80))
         time.sleep(3)
         assert not future.done()
-        serve("--workers", "1", "--port", str(first.port))
+        reward_server("--workers", "1", "--port", str(first.port))
         check(future.result(), 80)
         assert client.counters()["faults"] > 0
 
 
-def test_what_has_no_verdict_by_the_deadline_is_failed_and_never_0(serve: Serve) -> None:
-    server = serve("--workers", "1")
+def test_what_has_no_verdict_by_the_deadline_is_failed_and_never_0(reward_server: StartServer) -> None:
+    server = reward_server("--workers", "1")
     with RewardClient([server.url], deadline=4) as client:
         check(client.submit(items(4)).result(), 4)
         server.stop(signal.SIGKILL)
         verdicts = client.submit(items(3)).result()
         assert client.counters()["failed"] == 3
-    assert all(verdict == Verdict(Status.FAILED, reason=verdict.reason) for verdict in verdicts)
+    for verdict in verdicts:
+        assert verdict == Verdict(Status.FAILED, reason=verdict.reason)
     assert "no verdict within 4 s" in verdicts[0].reason
     assert server.url in verdicts[0].reason
 
 
-def garbage(body: bytes) -> tuple[int, bytes]:
-    return 200, b"<html>hello</html>"
-
-
-def zeros_for_somebody_else(body: bytes) -> tuple[int, bytes]:
-    verdict = {"status": "scored", "reward": 0.0, "accuracy": 0.0, "format": 0.0, "correct": False, "report": {}}
-    return 200, orjson.dumps({"verdicts": [verdict | {"id": "x", "reason": ""} for _ in orjson.loads(body)["items"]]})
-
-
-def too_few(body: bytes) -> tuple[int, bytes]:
-    return 200, b'{"verdicts": []}'
-
-
-def scored_without_a_number(body: bytes) -> tuple[int, bytes]:
-    verdict = {"status": "scored", "reward": None, "accuracy": 1.0, "format": 0.0, "correct": True, "report": {}}
-    asked = orjson.loads(body)["items"]
-    return 200, orjson.dumps({"verdicts": [verdict | {"id": one["id"], "reason": ""} for one in asked]})
-
-
-def broken(body: bytes) -> tuple[int, bytes]:
-    return 500, b"oops"
-
-
-def hanging(body: bytes) -> None:
-    return None
-
-
-def failing(body: bytes) -> tuple[int, bytes]:
-    verdict = {"status": "failed", "reward": None, "accuracy": None, "format": None, "correct": None, "report": {}}
-    asked = orjson.loads(body)["items"]
-    return 200, orjson.dumps({"verdicts": [verdict | {"id": one["id"], "reason": "no"} for one in asked]})
-
-
-STRANGE = [garbage, zeros_for_somebody_else, too_few, scored_without_a_number, broken, hanging, failing]
-
-
 @pytest.mark.parametrize("answer", STRANGE)
-def test_a_server_that_misbehaves_leaves_its_answers_to_another(
-    serve: Serve, answer: Callable[[bytes], tuple[int, bytes] | None]
-) -> None:
-    with strange_server(answer) as url, RewardClient([url, serve("--workers", "1").url], patience=2) as client:
+def test_a_server_that_misbehaves_leaves_its_answers_to_another(sound: str, answer: Answer) -> None:
+    with strange_server(answer) as url, RewardClient([url, sound], patience=2) as client:
         while any(server.broken for server in client.judge._servers):
             time.sleep(0.01)
         for _ in range(6):
@@ -145,17 +113,18 @@ def test_a_server_that_misbehaves_leaves_its_answers_to_another(
 
 @pytest.mark.parametrize("answer", STRANGE)
 def test_a_server_that_misbehaves_alone_makes_failed_verdicts_and_no_zeros(
-    answer: Callable[[bytes], tuple[int, bytes] | None],
+    answer: Answer,
 ) -> None:
     with strange_server(answer) as url, RewardClient([url], deadline=2, patience=1) as client:
         verdicts: list[Verdict] = client.submit(items(4)).result()
-    assert all(verdict == Verdict(Status.FAILED, reason=verdict.reason) for verdict in verdicts)
+    for verdict in verdicts:
+        assert verdict == Verdict(Status.FAILED, reason=verdict.reason)
     assert all(verdict.reason for verdict in verdicts)
 
 
-def test_a_stopped_server_is_left_alone_until_it_is_ready_again(serve: Serve) -> None:
-    frozen, sound = serve("--workers", "1"), serve("--workers", "1")
-    with RewardClient([frozen.url, sound.url], patience=1) as client:
+def test_a_stopped_server_is_left_alone_until_it_is_ready_again(reward_server: StartServer, sound: str) -> None:
+    frozen = reward_server("--workers", "1")
+    with RewardClient([frozen.url, sound], patience=1) as client:
         check(client.submit(items(8)).result(), 8)
         frozen.process.send_signal(signal.SIGSTOP)
         for _ in range(4):
@@ -170,24 +139,24 @@ def test_a_stopped_server_is_left_alone_until_it_is_ready_again(serve: Serve) ->
         check(client.submit(items(2 * BATCH)).result(), 2 * BATCH)
 
 
-def test_a_busy_server_is_asked_again_when_it_said(serve: Serve) -> None:
-    with RewardClient([serve("--workers", "1", "--queue", "10").url]) as client:
+def test_a_busy_server_is_asked_again_when_it_said(reward_server: StartServer) -> None:
+    with RewardClient([reward_server("--workers", "1", "--queue", "10").url]) as client:
         futures = [client.submit(items(8)) for _ in range(30)]
         for future in futures:
             check(future.result(), 8)
         assert client.counters()["failed"] == 0
 
 
-def test_a_batch_that_is_too_large_for_the_server_is_sent_in_parts(serve: Serve) -> None:
+def test_a_batch_that_is_too_large_for_the_server_is_sent_in_parts(reward_server: StartServer) -> None:
     large = [replace(item, response=item.response + " " * 300_000) for item in items(12)]
-    with RewardClient([serve("--workers", "1", "--max-body", "1").url]) as client:
+    with RewardClient([reward_server("--workers", "1", "--max-body", "1").url]) as client:
         check(client.submit(large).result(), 12)
 
 
-def test_a_token_is_sent_and_a_wrong_one_is_an_error_at_once(serve: Serve, tmp_path: Path) -> None:
+def test_a_token_is_sent_and_a_wrong_one_is_an_error_at_once(reward_server: StartServer, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("open sesame\n")
-    server = serve("--workers", "1", "--token-file", str(file))
+    server = reward_server("--workers", "1", "--token-file", str(file))
     with RewardClient([server.url], token=read_token(file)) as client:
         check(client.submit(items(4)).result(), 4)
     with pytest.raises(UserError, match="token_file"):
@@ -209,11 +178,9 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path, content: str) -> None
         read_token(tmp_path / "nothing")
 
 
-def test_verdicts_are_told_as_they_come_in(serve: Serve) -> None:
-    url = serve("--workers", "1").url
-
+def test_verdicts_are_told_as_they_come_in(sound: str) -> None:
     async def judge() -> dict[int, Verdict]:
-        client = AsyncRewardClient([url])
+        client = AsyncRewardClient([sound])
         await client.start()
         told: dict[int, Verdict] = {}
         verdicts = await client.judge(items(5), told.__setitem__)
@@ -237,8 +204,8 @@ def test_what_has_no_verdict_when_the_client_is_closed_is_failed() -> None:
         client.submit(items(1))
 
 
-def test_a_worker_that_a_server_loses_costs_no_verdict(serve: Serve) -> None:
-    server = serve("--workers", "1")
+def test_a_worker_that_a_server_loses_costs_no_verdict(reward_server: StartServer) -> None:
+    server = reward_server("--workers", "1")
     with RewardClient([server.url]) as client:
         future = client.submit(items(2000))
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()

@@ -21,16 +21,18 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from vtriune.reward import released
@@ -201,8 +203,14 @@ def create_app(service: Service) -> ASGIApp:
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
+        responses={status: _PROBLEMS[status] for status in (401, 421, 503)},
     )
     _add_judging(app, service)
+    # Described by FastAPI, served without it: to look for dependencies that they don't have is a third of a request.
+    app.router.routes[:0] = [
+        Route(one.path, one.endpoint, methods=["POST"]) for one in app.routes if isinstance(one, APIRoute)
+    ]
     _add_information(app, service)
 
     def openapi() -> dict[str, Any]:
@@ -317,7 +325,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
     async def healthz() -> dict[str, str]:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Ready to judge?", responses={503: _PROBLEMS[503]})
+    @app.get("/readyz", summary="Ready to judge?")
     async def readyz() -> Response:
         if service.draining:
             return problem(503, "the server is about to end")
@@ -330,7 +338,9 @@ def _add_information(app: FastAPI, service: Service) -> None:
         # The first time it imports them all.
         return Response(await asyncio.to_thread(_verifiers), media_type="application/json")
 
-    @app.get("/metrics", summary="Prometheus metrics.")
+    text = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+    @app.get("/metrics", summary="Prometheus metrics.", response_class=Response, responses=cast(Any, text))
     async def metrics() -> Response:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
