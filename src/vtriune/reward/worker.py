@@ -68,6 +68,7 @@ def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
                 data = receive_frame(channel)
                 if data != DROP:
                     pending.extend(orjson.loads(data))
+                    unhurried = False  # the next DROP is about what follows the first of these
                 else:
                     pending.clear()
                     send_frame(channel, READY)
