@@ -50,7 +50,7 @@ _WARM_UP_BOXES = '[{"bbox_2d": [0, 0, 9, 9], "label": "a"}, {"bbox_2d": [0, 0, 9
 def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
     """Judge what comes in through `channel`, in order, until it is closed. The process is to end after it."""
     _set_limits(memory_limit)
-    warm_up()  # makes the pages its own that it will write to: the first answer shall not pay for that
+    _make_pages_its_own()
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     comm = os.open("/proc/self/comm", os.O_WRONLY)
 
@@ -99,6 +99,14 @@ def warm_up() -> None:
     for answer, gold in _WARM_UP_MATH:
         _judge_once("mathverify", rf"\boxed{{{answer}}}", rf"\boxed{{{gold}}}")
     _judge_once("detection", _WARM_UP_BOXES, _WARM_UP_BOXES)
+
+
+def _make_pages_its_own() -> None:
+    """Judge something new, since memory that is shared until it is written to makes a first answer slow."""
+    number = os.getpid()  # what its parent has judged is remembered, not judged again
+    for answer in (rf"\frac{{{number}}}{{7}}", rf"{number}\sqrt{{3}}", f"{number}x + 1"):
+        _judge_once("mathverify", rf"\boxed{{{answer}}}", rf"\boxed{{\frac{{{number}}}{{11}}}}")
+    _judge_once("detection", _WARM_UP_BOXES, _WARM_UP_BOXES.replace("8]", f"{number}]"))
 
 
 def _judge_once(verifier: str, answer: str, gold: str) -> None:
