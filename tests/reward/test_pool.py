@@ -250,7 +250,7 @@ worker.serve(socket.socket(fileno=0), 2.0, 2**30)
 """
 
 
-@pytest.mark.parametrize(("answer", "gold", "status"), [("900", "0", Status.SCORED), ("0", "900", Status.UNSCORABLE)])
+@pytest.mark.parametrize(("answer", "gold", "status"), [("990", "0", Status.SCORED), ("0", "990", Status.UNSCORABLE)])
 def test_what_meets_the_memory_limit_is_left_to_a_fresh_worker_unless_this_one_is(
     answer: str, gold: str, status: Status
 ) -> None:

@@ -23,7 +23,6 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import orjson
 
@@ -33,6 +32,12 @@ from vtriune.verifiers import registry, remote
 
 LOW_PRIORITY = 15
 """Niceness of a worker that is stuck with one answer: it gets what others leave, at least a thirtieth of a core."""
+
+EARLY = 2.0
+"""Seconds of CPU time that an answer has more in a worker which may have to import a library for it."""
+
+Limits = tuple[float, int]
+"""Seconds of CPU time per answer, bytes of address space."""
 
 MAX_MESSAGE = 4096
 DONE = object()
@@ -70,7 +75,8 @@ def main() -> None:
             if wakeup in readable:
                 os.read(wakeup, 4096)
                 _reap(control, children)
-            if control.fileno() in readable and not _obey(control, children, (wakeup, waker), settings):
+            limits = settings["cpu_limit"] + (EARLY if warming else 0), settings["memory_limit"]
+            if control.fileno() in readable and not _obey(control, children, (wakeup, waker), limits):
                 return
     finally:
         for pid in children:
@@ -84,7 +90,7 @@ def _keep_shared() -> None:
     gc.freeze()
 
 
-def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], settings: dict[str, Any]) -> bool:
+def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], limits: Limits) -> bool:
     """Carry out one message of the pool. Returns whether the pool is still there."""
     data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
     if not data:
@@ -104,16 +110,14 @@ def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], 
             _tell(control, not_forked=str(error))
             return True
         if not pid:
-            _become_worker(control, channel, wakeups, settings)
+            _become_worker(control, channel, wakeups, limits)
         channel.close()
         children.add(pid)
         _tell(control, forked=pid)
     return True
 
 
-def _become_worker(
-    control: socket.socket, channel: socket.socket, wakeups: tuple[int, int], settings: dict[str, Any]
-) -> None:
+def _become_worker(control: socket.socket, channel: socket.socket, wakeups: tuple[int, int], limits: Limits) -> None:
     code = 1
     try:
         # Should the parent be killed, nobody could tell any more how this process ended.
@@ -122,7 +126,7 @@ def _become_worker(
         control.close()
         for descriptor in wakeups:
             os.close(descriptor)
-        serve(channel, settings["cpu_limit"], settings["memory_limit"])
+        serve(channel, *limits)
         code = 0
     except BaseException:  # it must not return into the loop of its parent
         sys.excepthook(*sys.exc_info())
