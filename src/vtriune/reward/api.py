@@ -82,7 +82,10 @@ class SizeIn(_Strict):
 class ItemIn(_Strict):
     """One answer to be judged."""
 
-    id: Name = Field(description="Comes back with the verdict. The same id with the same content is judged once.")
+    id: Name = Field(
+        description="Comes back with the verdict. The same id with the same content is not judged again, "
+        "so that whoever lost the connection can ask again."
+    )
     response: str | None = Field(description="The answer; null: it is no Unicode text, which scores 0.")
     spec: SpecIn
     progress: ProgressIn
