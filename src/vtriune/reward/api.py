@@ -50,7 +50,8 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Strict, as the schema has it: "5" and true are no numbers.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class SpecIn(_Strict):
@@ -121,8 +122,6 @@ class JudgeRequest(_Strict):
 
 class VerdictOut(_Strict):
     """`types.Verdict`: all of its numbers if it is scored, else null and the reason."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str
     status: Status
