@@ -23,6 +23,12 @@ from vtriune.types import Progress, RewardSpec, Status, UserError, Verdict
 TEST = Progress(0, 1, "test")
 
 
+@pytest.fixture(scope="module")
+def sound(reward_server: StartServer) -> str:
+    """The address of a server that nothing happens to."""
+    return reward_server("--workers", "1").url
+
+
 def items(count: int) -> list[JudgeItem]:
     """Answers of which every fourth is right."""
     return [JudgeItem(rf"\boxed{{{n % 4}}} {n}", RewardSpec("mathverify", "3"), TEST) for n in range(count)]
@@ -33,7 +39,7 @@ def check(verdicts: list[Verdict], count: int) -> None:
     assert [verdict.reward for verdict in verdicts] == [float(n % 4 == 3) for n in range(count)]
 
 
-def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(reward_server: StartServer) -> None:
+def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(sound: str) -> None:
     spec = RewardSpec("mathverify", "4", accuracy_weight=float("nan"))
     asked = [
         *mixed_items(),
@@ -42,12 +48,12 @@ def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(reward_server
         JudgeItem("4", spec, TEST),
         JudgeItem("x" * 500_000, RewardSpec("mathverify", "4"), TEST, response_tokens=7, source="long"),
     ]
-    with RewardClient([reward_server("--workers", "1").url]) as client, JudgePool(workers=1) as pool:
+    with RewardClient([sound]) as client, JudgePool(workers=1) as pool:
         assert client.submit(asked).result() == pool.submit(asked).result()
 
 
-def test_a_large_batch_is_shared_by_all_servers(reward_server: StartServer) -> None:
-    urls = [reward_server("--workers", "1").url for _ in range(2)]
+def test_a_large_batch_is_shared_by_all_servers(reward_server: StartServer, sound: str) -> None:
+    urls = [sound, reward_server("--workers", "1").url]
     count = 4 * BATCH + 3
     with RewardClient(urls) as client:
         check(client.submit(items(count)).result(), count)
@@ -55,13 +61,13 @@ def test_a_large_batch_is_shared_by_all_servers(reward_server: StartServer) -> N
         assert client.counters()["faults"] == 0
 
 
-def test_a_server_killed_in_the_middle_of_a_batch_costs_no_verdict(reward_server: StartServer) -> None:
-    doomed, sound = reward_server("--workers", "1"), reward_server("--workers", "1")
+def test_a_server_killed_in_the_middle_of_a_batch_costs_no_verdict(reward_server: StartServer, sound: str) -> None:
+    doomed = reward_server("--workers", "1")
     slow = [
         replace(item, response=rf"\boxed{{\frac{{{3 * n}}}{{{n}}}+\sqrt{{{n}}}-\sqrt{{{n}}}+{n % 4}-3}}")
         for n, item in enumerate(items(4 * BATCH), start=1)
     ]
-    with RewardClient([doomed.url, sound.url]) as client:
+    with RewardClient([doomed.url, sound]) as client:
         future = client.submit(slow)
         threading.Timer(0.3, doomed.stop, [signal.SIGKILL]).start()
         verdicts = future.result()
@@ -96,8 +102,8 @@ def test_what_has_no_verdict_by_the_deadline_is_failed_and_never_0(reward_server
 
 
 @pytest.mark.parametrize("answer", STRANGE)
-def test_a_server_that_misbehaves_leaves_its_answers_to_another(reward_server: StartServer, answer: Answer) -> None:
-    with strange_server(answer) as url, RewardClient([url, reward_server("--workers", "1").url], patience=2) as client:
+def test_a_server_that_misbehaves_leaves_its_answers_to_another(sound: str, answer: Answer) -> None:
+    with strange_server(answer) as url, RewardClient([url, sound], patience=2) as client:
         while any(server.broken for server in client.judge._servers):
             time.sleep(0.01)
         for _ in range(6):
@@ -116,9 +122,9 @@ def test_a_server_that_misbehaves_alone_makes_failed_verdicts_and_no_zeros(
     assert all(verdict.reason for verdict in verdicts)
 
 
-def test_a_stopped_server_is_left_alone_until_it_is_ready_again(reward_server: StartServer) -> None:
-    frozen, sound = reward_server("--workers", "1"), reward_server("--workers", "1")
-    with RewardClient([frozen.url, sound.url], patience=1) as client:
+def test_a_stopped_server_is_left_alone_until_it_is_ready_again(reward_server: StartServer, sound: str) -> None:
+    frozen = reward_server("--workers", "1")
+    with RewardClient([frozen.url, sound], patience=1) as client:
         check(client.submit(items(8)).result(), 8)
         frozen.process.send_signal(signal.SIGSTOP)
         for _ in range(4):
@@ -172,11 +178,9 @@ def test_a_file_without_a_token_is_refused(tmp_path: Path, content: str) -> None
         read_token(tmp_path / "nothing")
 
 
-def test_verdicts_are_told_as_they_come_in(reward_server: StartServer) -> None:
-    url = reward_server("--workers", "1").url
-
+def test_verdicts_are_told_as_they_come_in(sound: str) -> None:
     async def judge() -> dict[int, Verdict]:
-        client = AsyncRewardClient([url])
+        client = AsyncRewardClient([sound])
         await client.start()
         told: dict[int, Verdict] = {}
         verdicts = await client.judge(items(5), told.__setitem__)

@@ -4,9 +4,12 @@ A fork takes milliseconds where a start takes seconds, so that a killed worker i
 the memory of the libraries. This process judges nothing, runs no threads and ends, with all of its workers, when the
 pool's end of the control channel closes, however that happens.
 
-Messages are JSON, one per packet. From the pool: {"fork": true} with a socket attached, {"kill": pid},
-{"lower": pid} (its priority). To the pool: {"ready": true}, {"forked": pid} or {"not_forked": reason} in the order of
-the requests, {"ended": pid, "code": exit code, negative for a signal}, {"error": reason} if it can't begin.
+It is ready when it can fork workers for most answers, and warm when it has got all libraries; workers forked before
+that are to be replaced. Messages are JSON, one per packet.
+
+From the pool: {"fork": true} with a socket attached, {"kill": pid}, {"lower": pid} (its priority). To the pool:
+{"ready": true}, {"warm": true}, {"forked": pid} or {"not_forked": reason} in the order of the requests,
+{"ended": pid, "code": exit code, negative for a signal}, {"error": reason} if it can't begin.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -31,6 +35,7 @@ LOW_PRIORITY = 15
 """Niceness of a worker that is stuck with one answer: it gets what others leave, at least a thirtieth of a core."""
 
 MAX_MESSAGE = 4096
+DONE = object()
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -43,12 +48,13 @@ def main() -> None:
         for place in settings["load"]:
             registry.register(place)
         remote.configure(settings["remotes"])
-        warm_up()
+        steps = warm_up()
+        next(steps)
     except (UserError, RuntimeError) as error:
         _tell(control, error=str(error))
         return
-    gc.collect()
-    gc.freeze()  # the collector shall not touch, and thereby copy, what all workers share
+    warming: Iterator[None] | None = steps
+    _keep_shared()
     children: set[int] = set()
     wakeup, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -56,7 +62,11 @@ def main() -> None:
     _tell(control, ready=True)
     try:
         while True:
-            readable, _, _ = select.select([control.fileno(), wakeup], [], [])
+            readable, _, _ = select.select([control.fileno(), wakeup], [], [], 0 if warming else None)
+            if warming and not readable and next(warming, DONE) is DONE:
+                warming = None
+                _keep_shared()
+                _tell(control, warm=True)
             if wakeup in readable:
                 os.read(wakeup, 4096)
                 _reap(control, children)
@@ -66,6 +76,12 @@ def main() -> None:
         for pid in children:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+
+
+def _keep_shared() -> None:
+    """What there is now shall not be touched, and thereby copied, by the garbage collection of any worker."""
+    gc.collect()
+    gc.freeze()
 
 
 def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], settings: dict[str, Any]) -> bool:
