@@ -45,7 +45,7 @@ class Targets:
     def check(self, name: str, value: float, bound: str, limit: float, unit: str = "x") -> None:
         """`bound` is "at least" or "at most"."""
         met = value >= limit if bound == "at least" else value <= limit
-        self._lines.append(f"{name:72}{value:9.2f}{unit:4}{bound:>9} {limit:g}{unit:4}{'met' if met else 'MISSED'}")
+        self._lines.append(f"{name:72}{value:9.2f}{unit:4}{bound:>9} {limit:g}{unit:4} {'met' if met else 'MISSED'}")
 
     def show(self) -> None:
         print("\nTargets")
@@ -178,6 +178,7 @@ def main() -> None:
         warm_up({"vtriune": server}, warm)
         poison(server, 2 * seconds, times, targets)
     with Server("baseline", 2) as server:
+        warm_up({"baseline": server}, warm)
         normal, bad = (beside(server, "baseline", 2 * seconds, poisoned) for poisoned in (False, True))
         show_beside("baseline", normal, bad)
     startup(targets, numbers, times)

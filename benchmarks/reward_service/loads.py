@@ -2,7 +2,7 @@ r"""What is judged: prompts with G = 8 answers each, drawn with a fixed seed, an
 
 Kinds of load:
     math        the answers that the paper's sources mostly have: integers, decimals, fractions, letters, words, ...
-    math24      24 kinds of answers in equal shares, from integers to sets, intervals, inequalities and equations
+    math24      24 kinds of answers in equal shares, from integers to sets, intervals and equations
     detection   5 gold boxes, about 5 answered ones in pixels, shaken, in another order, some missed or made up
     mix         math24 and detection in equal shares
 
@@ -80,8 +80,8 @@ KINDS: tuple[Draw, ...] = (
     lambda r: rf"[{-_nat(r)}, {_nat(r)})",
     lambda r: rf"(-\infty, {-_nat(r)}) \cup ({_nat(r)}, \infty)",
     lambda r: rf"x = {_nat(r)}",
-    lambda r: rf"y = {_nat(r, 9)}x^2 - {_nat(r)}x + {_nat(r)}",
-    lambda r: rf"{-_nat(r)} \leq x < {_nat(r)}",
+    lambda r: rf"\{{{_nat(r)}, {_nat(r)}, {_nat(r)}, {_nat(r)}, {_nat(r)}\}}",
+    lambda r: rf"[{-_nat(r)}, 0] \cup [{_nat(r, 9)}, {r.randint(10, 99)}]",
     lambda r: rf"\text{{{r.choice(('blue square', 'red circle', 'green star', 'two dogs', 'left lane'))}}}",
 )
 

@@ -83,6 +83,9 @@ class Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, Exception):
+            ended = "still runs" if self._process.poll() is None else f"has ended with {self._process.returncode}"
+            error.add_note(f"server {self.pid} {ended}; its log ends:\n{self.log()[-2000:]}")
         self.close()
 
 

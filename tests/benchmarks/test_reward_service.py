@@ -80,7 +80,7 @@ def test_a_quick_run_prints_every_part_and_finds_all_rewards_equal() -> None:
         for kind in ("math", "math24", "detection", "mix"):
             (cell,) = [line for line in lines if line.startswith(kind + " ") and f"{system:9}{way} " in line]
             # Some requests were answered, all of them with 200.
-            assert float(cell[46:55]) > 0 and cell.split()[-1] == "0"
+            assert float(cell[48:57]) > 0 and cell.split()[-1] == "0"
     for part in ("Rewards of /judge like the baseline's", "Verdicts of /v1/judge equal to the embedded judge's"):
         (line,) = [line for line in lines if line.startswith(part)]
         alike, _, compared = line.rpartition(": ")[2].partition(" of ")
