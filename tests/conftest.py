@@ -70,7 +70,7 @@ StartServer = Callable[..., RunningServer]
 
 @pytest.fixture(scope="module")
 def reward_server() -> Iterator[StartServer]:
-    """`reward_server("--workers", "1")` starts one on a free port, or on the given `--port`; all end with the module."""
+    """`reward_server("--workers", "1")` starts one on a free port or the given `--port`; all end with the module."""
     running = []
 
     def start(*arguments: str, headers: dict[str, str] | None = None) -> RunningServer:

@@ -259,10 +259,7 @@ def serve(
     [bold]vtriune serve --workers 8[/bold]
     [bold]vtriune serve --host 0.0.0.0 --token-file token.txt --load my_rewards:concise[/bold]
     """
-    from vtriune.reward.client import read_token  # noqa: PLC0415
     from vtriune.reward.pool import AsyncJudgePool  # noqa: PLC0415
-    from vtriune.reward.server import Settings  # noqa: PLC0415
-    from vtriune.reward.server import serve as run  # noqa: PLC0415
     from vtriune.verifiers import registry  # noqa: PLC0415
 
     remotes = dict(one.split("=", 1) for one in remote or () if "=" in one)
@@ -272,6 +269,16 @@ def serve(
         raise UserError(f"--job {job}: is the name of one folder; leave out slashes and leading dots")
     for place in load or ():
         registry.register(place)
+    try:
+        pool = AsyncJudgePool(workers, cpu_limit, memory_limit * 2**20, load=load or (), remotes=remotes)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    pool.warm_up()
+
+    from vtriune.reward.client import read_token  # noqa: PLC0415 - half a second, in which the workers warm up
+    from vtriune.reward.server import Settings  # noqa: PLC0415
+    from vtriune.reward.server import serve as run  # noqa: PLC0415
+
     settings = Settings(
         host=host,
         port=port,
@@ -284,10 +291,6 @@ def serve(
         judge_preset=judge_preset,
         silent_zeros=silent_zeros,
     )
-    try:
-        pool = AsyncJudgePool(workers, cpu_limit, memory_limit * 2**20, load=load or (), remotes=remotes)
-    except ValueError as error:
-        raise UserError(str(error)) from error
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     discovery = discovery_dir / job if discovery_dir else None

@@ -250,7 +250,7 @@ worker.serve(socket.socket(fileno=0), 2.0, 2**30)
 """
 
 
-@pytest.mark.parametrize(("answer", "gold", "status"), [("900", "0", Status.SCORED), ("0", "900", Status.UNSCORABLE)])
+@pytest.mark.parametrize(("answer", "gold", "status"), [("990", "0", Status.SCORED), ("0", "990", Status.UNSCORABLE)])
 def test_what_meets_the_memory_limit_is_left_to_a_fresh_worker_unless_this_one_is(
     answer: str, gold: str, status: Status
 ) -> None:
@@ -512,7 +512,7 @@ def test_what_is_imported_late_is_imported_before_the_first_answer() -> None:
     program = """
 import sys, orjson
 from vtriune.reward import worker
-worker.warm_up()
+list(worker.warm_up())
 before = set(sys.modules)
 verdicts = [worker.judge_item(worker.decode_item(fields)) for fields in orjson.loads(sys.stdin.buffer.read())]
 print(*(set(sys.modules) - before), *{str(verdict.status) for verdict in verdicts})
@@ -529,7 +529,7 @@ def test_boxes_that_compete_do_not_pay_for_an_import() -> None:
 
 
 def test_workers_stay_free_of_torch_and_transformers() -> None:
-    program = "import sys, vtriune.reward.pool, vtriune.reward.worker as w; w.warm_up(); print(*sys.modules)"
+    program = "import sys, vtriune.reward.pool, vtriune.reward.worker as w; list(w.warm_up()); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert "math_verify" in loaded
     assert not {"torch", "transformers", "datasets"} & set(loaded)

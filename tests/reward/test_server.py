@@ -154,6 +154,8 @@ def test_the_same_item_with_another_length_is_another_item(server: Server) -> No
         ({"image_sizes": [{"original": [1], "resized": [1, 1]}]}, "items.1.image_sizes.0.original"),
         ({"image_sizes": [{"original": [1, 1], "resized": [1, 1]}] * 65}, "items.1.image_sizes"),
         ({"response_tokens": -1}, "items.1.response_tokens"),
+        ({"response_tokens": "7"}, "items.1.response_tokens"),
+        ({"spec": {"format_weight": False}}, "items.1.spec.format_weight"),
     ],
 )
 def test_a_refusal_names_item_and_field(server: Server, change: dict[str, Any], where: str) -> None:

@@ -50,7 +50,8 @@ def _shallow(value: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Strict, as the schema has it: "5" and true are no numbers.
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class SpecIn(_Strict):
@@ -82,7 +83,10 @@ class SizeIn(_Strict):
 class ItemIn(_Strict):
     """One answer to be judged."""
 
-    id: Name = Field(description="Comes back with the verdict. The same id with the same content is judged once.")
+    id: Name = Field(
+        description="Comes back with the verdict. The same id with the same content is not judged again, "
+        "so that whoever lost the connection can ask again."
+    )
     response: str | None = Field(description="The answer; null: it is no Unicode text, which scores 0.")
     spec: SpecIn
     progress: ProgressIn
@@ -118,8 +122,6 @@ class JudgeRequest(_Strict):
 
 class VerdictOut(_Strict):
     """`types.Verdict`: all of its numbers if it is scored, else null and the reason."""
-
-    model_config = ConfigDict(strict=True)
 
     id: str
     status: Status

@@ -4,9 +4,12 @@ A fork takes milliseconds where a start takes seconds, so that a killed worker i
 the memory of the libraries. This process judges nothing, runs no threads and ends, with all of its workers, when the
 pool's end of the control channel closes, however that happens.
 
-Messages are JSON, one per packet. From the pool: {"fork": true} with a socket attached, {"kill": pid},
-{"lower": pid} (its priority). To the pool: {"ready": true}, {"forked": pid} or {"not_forked": reason} in the order of
-the requests, {"ended": pid, "code": exit code, negative for a signal}, {"error": reason} if it can't begin.
+It is ready when it can fork workers for most answers, and warm when it has got all libraries; workers forked before
+that are to be replaced. Messages are JSON, one per packet.
+
+From the pool: {"fork": true} with a socket attached, {"kill": pid}, {"lower": pid} (its priority). To the pool:
+{"ready": true}, {"warm": true}, {"forked": pid} or {"not_forked": reason} in the order of the requests,
+{"ended": pid, "code": exit code, negative for a signal}, {"error": reason} if it can't begin.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from collections.abc import Iterator
 
 import orjson
 
@@ -30,7 +33,14 @@ from vtriune.verifiers import registry, remote
 LOW_PRIORITY = 15
 """Niceness of a worker that is stuck with one answer: it gets what others leave, at least a thirtieth of a core."""
 
+EARLY = 2.0
+"""Seconds of CPU time that an answer has more in a worker which may have to import a library for it."""
+
+Limits = tuple[float, int]
+"""Seconds of CPU time per answer, bytes of address space."""
+
 MAX_MESSAGE = 4096
+DONE = object()
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -43,12 +53,13 @@ def main() -> None:
         for place in settings["load"]:
             registry.register(place)
         remote.configure(settings["remotes"])
-        warm_up()
+        steps = warm_up()
+        next(steps)
     except (UserError, RuntimeError) as error:
         _tell(control, error=str(error))
         return
-    gc.collect()
-    gc.freeze()  # the collector shall not touch, and thereby copy, what all workers share
+    warming: Iterator[None] | None = steps
+    _keep_shared()
     children: set[int] = set()
     wakeup, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -56,11 +67,16 @@ def main() -> None:
     _tell(control, ready=True)
     try:
         while True:
-            readable, _, _ = select.select([control.fileno(), wakeup], [], [])
+            readable, _, _ = select.select([control.fileno(), wakeup], [], [], 0 if warming else None)
+            if warming and not readable and next(warming, DONE) is DONE:
+                warming = None
+                _keep_shared()
+                _tell(control, warm=True)
             if wakeup in readable:
                 os.read(wakeup, 4096)
                 _reap(control, children)
-            if control.fileno() in readable and not _obey(control, children, (wakeup, waker), settings):
+            limits = settings["cpu_limit"] + (EARLY if warming else 0), settings["memory_limit"]
+            if control.fileno() in readable and not _obey(control, children, (wakeup, waker), limits):
                 return
     finally:
         for pid in children:
@@ -68,7 +84,13 @@ def main() -> None:
             os.waitpid(pid, 0)
 
 
-def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], settings: dict[str, Any]) -> bool:
+def _keep_shared() -> None:
+    """What there is now shall not be touched, and thereby copied, by the garbage collection of any worker."""
+    gc.collect()
+    gc.freeze()
+
+
+def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], limits: Limits) -> bool:
     """Carry out one message of the pool. Returns whether the pool is still there."""
     data, descriptors, _, _ = socket.recv_fds(control, MAX_MESSAGE, 1)
     if not data:
@@ -88,16 +110,14 @@ def _obey(control: socket.socket, children: set[int], wakeups: tuple[int, int], 
             _tell(control, not_forked=str(error))
             return True
         if not pid:
-            _become_worker(control, channel, wakeups, settings)
+            _become_worker(control, channel, wakeups, limits)
         channel.close()
         children.add(pid)
         _tell(control, forked=pid)
     return True
 
 
-def _become_worker(
-    control: socket.socket, channel: socket.socket, wakeups: tuple[int, int], settings: dict[str, Any]
-) -> None:
+def _become_worker(control: socket.socket, channel: socket.socket, wakeups: tuple[int, int], limits: Limits) -> None:
     code = 1
     try:
         # Should the parent be killed, nobody could tell any more how this process ended.
@@ -106,7 +126,7 @@ def _become_worker(
         control.close()
         for descriptor in wakeups:
             os.close(descriptor)
-        serve(channel, settings["cpu_limit"], settings["memory_limit"])
+        serve(channel, *limits)
         code = 0
     except BaseException:  # it must not return into the loop of its parent
         sys.excepthook(*sys.exc_info())

@@ -7,6 +7,7 @@ is `forkserver.py`, what one does `worker.py`, what a verdict is `judge.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import os
 import signal
@@ -138,10 +139,18 @@ class AsyncJudgePool:
         self._ticking = False
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def warm_up(self) -> None:
+        """Begin to warm up before there is an event loop, for who has something else to load meanwhile."""
+        with contextlib.suppress(OSError):  # `start` will meet it again
+            self._forks = _ForkServer(self._settings)
+
     async def start(self) -> None:
-        """Begin to warm up. Must be called in the event loop that the pool is used in."""
+        """Begin. Must be called in the event loop that the pool is used in."""
         self._loop = asyncio.get_running_loop()
-        self._launch()
+        if self._forks is None:
+            self._launch()
+        else:
+            self._attend(self._forks)
 
     async def judge(self, items: Sequence[JudgeItem], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """One verdict per item, in order; what could not be judged is a verdict that says why. Equal items are judged
@@ -239,7 +248,8 @@ class AsyncJudgePool:
         busy = [worker for worker in active if worker.tasks]
         if len(busy) < self._size and len(busy) < len(active):
             # The most experienced: it knows most gold by heart.
-            return max((worker for worker in active if not worker.tasks), key=lambda worker: worker.progress)
+            idle = (worker for worker in active if not worker.tasks)
+            return max(idle, key=lambda worker: (worker.warm, worker.progress))
         return next((worker for worker in busy if len(worker.tasks) <= LOW_WATER), None)
 
     def _take(self) -> list[_Task]:
@@ -357,11 +367,14 @@ class AsyncJudgePool:
                 self._false_starts += 1
                 fault = f"{type(error).__name__}: {error}"
             else:
-                self._loop.add_reader(self._forks.control, self._listen)
-                self._loop.call_later(START_LIMIT, self._forks.kill_unless_ready)
+                self._attend(self._forks)
                 return
         self._forks = None
         self._fail_waiting(f"no judge worker can be started: {fault}")
+
+    def _attend(self, forks: _ForkServer) -> None:
+        self._loop.add_reader(forks.control, self._listen)
+        self._loop.call_later(START_LIMIT, forks.kill_unless_ready)
 
     def _listen(self) -> None:
         """Read what the fork server tells."""
@@ -381,9 +394,12 @@ class AsyncJudgePool:
                 forks.ready = True
                 self._false_starts = 0
                 self._replenish()
+            elif "warm" in told:
+                forks.warm = True
+                self._replenish()
             elif "forked" in told:
                 self._counters["started"] += 1
-                task = self._loop.create_task(self._connect(self._forking.popleft(), told["forked"]))
+                task = self._loop.create_task(self._connect(self._forking.popleft(), told["forked"], forks.warm))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             elif "not_forked" in told:
@@ -418,8 +434,8 @@ class AsyncJudgePool:
         else:
             self._fail_waiting(f"no judge worker can be started: {forks.fault or _name(code)}")
 
-    async def _connect(self, channel: socket.socket, pid: int) -> None:
-        worker = _Worker(self, pid)
+    async def _connect(self, channel: socket.socket, pid: int, warm: bool) -> None:
+        worker = _Worker(self, pid, warm)
         await self._loop.create_unix_connection(lambda: worker, sock=channel)
         if self._closed:
             worker.transport.abort()
@@ -430,7 +446,9 @@ class AsyncJudgePool:
         """Ask for workers until there are enough beside those that are done for."""
         if self._forks is None or not self._forks.ready or self._closed:
             return
-        alive = sum(not (worker.heavy or worker.dying) for worker in self._workers) + len(self._forking)
+        early = self._forks.warm
+        gone = sum(worker.heavy or worker.dying or (early and not worker.warm) for worker in self._workers)
+        alive = len(self._workers) - gone + len(self._forking)
         for _ in range(self._size + SPARES - alive):
             ours, theirs = socket.socketpair()
             with theirs:
@@ -454,6 +472,7 @@ class AsyncJudgePool:
                 self._kill(worker)  # its priority can't be raised again
             elif not worker.drops:
                 worker.aside = False
+                self._retire_one()
                 worker.assign(worker.held)
                 worker.held = []
             self._dispatch()
@@ -467,7 +486,16 @@ class AsyncJudgePool:
             self._settle(task, verdict)
             if not worker.aside and len(worker.tasks) <= LOW_WATER:
                 self._dispatch()
+                if not worker.warm:
+                    self._retire_one()
         # Else it has not yet read that the rest was taken away.
+
+    def _retire_one(self) -> None:
+        """Where there is a worker that knows all libraries, one that does not is needed no more."""
+        idle = [worker for worker in self._workers if not worker.tasks and not worker.aside]
+        early = next((worker for worker in idle if not worker.warm), None)
+        if early and any(worker.warm for worker in idle):
+            self._kill(early)
 
     def lost(self, worker: _Worker) -> None:
         """A worker's channel has closed: all of its verdicts have been read."""
@@ -587,7 +615,7 @@ class _Worker(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: AsyncJudgePool, pid: int) -> None:
+    def __init__(self, pool: AsyncJudgePool, pid: int, warm: bool) -> None:
         self.pid = pid
         self.tasks: deque[_Task] = deque()
         """What it has been sent and not answered; it is at work on the first."""
@@ -597,6 +625,8 @@ class _Worker(asyncio.Protocol):
         """It gets nothing to do: it warms up, is busy with a slow answer, or on its way out."""
         self.drops = 1
         """How often it is still to say that it has nothing left to do."""
+        self.warm = warm
+        """It was forked when all libraries were there."""
         self.heavy = self.postponed = self.hung = self.killed = self.dying = self.lost = False
         self.progress = 0
         self.seen, self.since, self.spent = -1, 0.0, 0.0
@@ -635,7 +665,7 @@ class _ForkServer:
     def __init__(self, settings: str) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.setblocking(False)
-        self.ready = False
+        self.ready = self.warm = False
         self.fault = ""
         self.codes: dict[int, int] = {}
         """Exit codes of workers that have ended and are not buried."""

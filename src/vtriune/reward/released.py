@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 import orjson
-from pydantic import BaseModel, FiniteFloat
+from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from vtriune.reward.api import Name
 from vtriune.reward.judge import JudgeItem
@@ -41,6 +41,8 @@ MAX_DEPTH = 16
 
 class Payload(BaseModel):
     """One answer to be judged, field for field as the released client sends it."""
+
+    model_config = ConfigDict(strict=True)
 
     response: str
     prompt: str

@@ -232,7 +232,7 @@ def create_app(service: Service) -> ASGIApp:
         return problem(500, f"a fault of the server's own: {type(error).__name__}")
 
     app.add_exception_handler(Exception, error_500)
-    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=400))
+    app.add_exception_handler(ClientDisconnect, lambda request, error: problem(400, "the connection was lost"))
     return Guard(
         app,
         service.settings.max_body,
@@ -394,6 +394,7 @@ def serve(pool: AsyncJudgePool, settings: Settings, *, discovery: Path | None, a
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
         # When grace is over the pool is closed, which settles what is left; this much longer to say so.
         timeout_graceful_shutdown=math.ceil(settings.grace) + 2,
