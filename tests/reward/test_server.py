@@ -21,6 +21,7 @@ import pytest
 from tests.reward.conftest import SLOW, Serve, Server, item
 from tests.reward.test_pool import TOWER, mixed_items
 
+from vtriune.reward.guard import BODIES
 from vtriune.reward.judge import judge_item
 from vtriune.reward.released import SILENT_ZERO
 from vtriune.reward.server import Settings
@@ -272,6 +273,22 @@ def test_a_body_of_any_size_is_not_kept(small: Server) -> None:
     with contextlib.suppress(httpx.WriteError):  # refused and hung up while we were still sending
         assert small.http.post("/v1/judge", content=endless()).status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE
     assert resident(small) < before + 16 * 2**20
+
+
+def test_bodies_that_are_never_finished_do_not_add_up(small: Server) -> None:
+    head = b"POST /v1/judge HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1048576\r\n\r\n"
+    port = int(small.url.rpartition(":")[2])
+    with contextlib.ExitStack() as stack:
+        for _ in range(BODIES):
+            channel = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            channel.sendall(head + b" " * (2**20 - 1))
+        while True:  # until all of it has been read
+            reply = small.http.post("/v1/judge", content=b" " * 1000)
+            if reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
+                break
+        assert reply.headers["Retry-After"] == "1"
+    while small.http.post("/v1/judge", content=b" " * 1000).status_code != httpx.codes.UNPROCESSABLE_ENTITY:
+        pass
 
 
 def test_beyond_the_queue_is_429_with_the_time_to_wait(small: Server) -> None:

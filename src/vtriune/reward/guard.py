@@ -9,7 +9,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -20,9 +20,13 @@ OPEN = frozenset({"/healthz"})
 """Paths that need no token."""
 
 
-@dataclass(frozen=True, slots=True)
+BODIES = 8
+"""Bodies of the greatest size whose bytes may be held at a time, by however many requests."""
+
+
+@dataclass(slots=True)
 class Guard:
-    """Answers 413, 401, 421 and 503 by itself, with `{"detail": why}`; passes on what is in order; logs all of it.
+    """Answers 413, 401, 421, 429 and 503 by itself, with `{"detail": why}`; passes on what is in order; logs all of it.
 
     Args:
         app: What is guarded.
@@ -37,6 +41,8 @@ class Guard:
     token: str
     local_only: bool
     draining: Callable[[], bool]
+    held: int = field(default=0, init=False)
+    """Bytes of bodies of requests that are not answered yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -56,7 +62,11 @@ class Guard:
         if refused:
             await _answer(noting, *refused)
         else:
-            await self.app(scope, self._counted(receive), noting)
+            size = [0]
+            try:
+                await self.app(scope, self._counted(receive, size), noting)
+            finally:
+                self.held -= size[0]
         # The path comes from outside and may hold anything, line breaks included.
         took = 1000 * (time.perf_counter() - began)
         LOG.info("%s %s %d %.1f ms", scope["method"], ascii(scope["path"])[:200], status, took)
@@ -81,16 +91,19 @@ class Guard:
     def _too_large(self) -> str:
         return f"the body is larger than {self.max_body} bytes; send fewer items"
 
-    def _counted(self, receive: Receive) -> Receive:
-        size = 0
+    def _counted(self, receive: Receive, size: list[int]) -> Receive:
+        """`receive` with an eye on how much comes in. An HTTPException is what the application answers as it stands."""
 
         async def counting() -> Message:
-            nonlocal size
             message = await receive()
-            size += len(message.get("body", b""))
-            if size > self.max_body:
-                # The one kind of exception that the application answers as it stands.
+            more = len(message.get("body", b""))
+            size[0] += more
+            self.held += more
+            if size[0] > self.max_body:
                 raise HTTPException(413, self._too_large(), {"Connection": "close"})
+            if self.held > BODIES * self.max_body:
+                headers = {"Connection": "close", "Retry-After": "1"}
+                raise HTTPException(429, "too much is waiting; ask again later", headers)
             return message
 
         return counting

@@ -44,7 +44,7 @@ LOW_WATER = 2
 SLOW = 0.020
 """Seconds of CPU time after which an answer has its worker to itself: what waits behind it goes elsewhere."""
 
-HEAVY = 0.1
+HEAVY = 0.25
 """Seconds of CPU time after which it goes on at low priority, and only so many such at a time."""
 
 PATIENCE = 1.0

@@ -13,6 +13,8 @@ from itertools import islice
 from math import inf, prod
 from typing import Any
 
+from vtriune.verifiers import plain_sets
+
 _BOX = r"\boxed{"
 _PLAIN_BOX = re.compile(
     r"\\boxed\{(?:(?P<integer>-?\d{1,15})|(?P<decimal>-?\d{1,8}\.\d{1,7})"
@@ -28,6 +30,9 @@ _MAX_REMEMBERED = 100
 
 def parse_gold(text: str) -> list[Any]:
     """What math-verify makes of gold: an expression, if it can be read, and the text that it read."""
+    plain = _read_plainly(text)
+    if plain:
+        return plain
     parsed: list[Any] = _math_verify().parse(text, extraction_mode="first_match", parsing_timeout=None)
     return parsed
 
@@ -35,19 +40,20 @@ def parse_gold(text: str) -> list[Any]:
 def parse_answer(text: str, lenient: bool = False) -> list[Any]:
     r"""The same for an answer, with the released code's settings: boxes first, never bare numbers.
 
-    Plain numbers are read here: for them math-verify's result is known, and its grammar takes a millisecond.
+    Plain numbers and sets are read here: for them math-verify's result is known, and its grammar takes milliseconds.
     `lenient` mends what the released code leaves unreadable in answers, though not in gold: `\frac12`, `\sqrt2`.
     """
-    plain = _PLAIN_BOX.fullmatch(text) if text.isascii() else None
-    if plain:
-        return _plain_number(plain)
-    return (_parse_remembered if len(text) <= _MAX_REMEMBERED else _parse_answer)(text, lenient)
+    return _read_plainly(text) or (_parse_remembered if len(text) <= _MAX_REMEMBERED else _parse_answer)(text, lenient)
 
 
 def equivalent(gold: list[Any], answer: list[Any]) -> bool:
     """math-verify's verdict on the two. What certainly differs never reaches its `simplify`, which takes 10 ms."""
-    if len(gold) == len(answer) == 2 and gold[1] != answer[1] and _certainly_differ(gold[0], answer[0]):
-        return False
+    if len(gold) == len(answer) == 2 and gold[1] != answer[1]:
+        same = plain_sets.same(gold[0], answer[0])
+        if same is not None:
+            return same
+        if _certainly_differ(gold[0], answer[0]):
+            return False
     return bool(_math_verify().verify(gold, answer, timeout_seconds=None))
 
 
@@ -149,6 +155,18 @@ def _parse_answer(text: str, lenient: bool) -> list[Any]:
 
 
 _parse_remembered = lru_cache(maxsize=2048)(_parse_answer)
+
+
+def _read_plainly(text: str) -> list[Any]:
+    """What is in a box, if it is so plain that math-verify's result is known; else nothing."""
+    if not (text.isascii() and text.startswith(_BOX) and len(text) <= _MAX_REMEMBERED * 4):
+        return []
+    plain = _PLAIN_BOX.fullmatch(text)
+    if plain:
+        return _plain_number(plain)
+    content = text.removeprefix(_BOX)[:-1]
+    found = plain_sets.read(content) if text.endswith("}") else None
+    return [] if found is None else [found, content]
 
 
 def _plain_number(plain: re.Match[str]) -> list[Any]:
