@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from vtriune.reward.judge import MAX_CHARACTERS, MAX_REASON, JudgeItem, judge_item, validate, weigh
+from vtriune.reward.judge import MAX_CHARACTERS, MAX_REASON, REMEMBERED, JudgeItem, judge_item, validate, weigh
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError
 from vtriune.verifiers import registry
 from vtriune.verifiers.base import Context, Outcome, Unscorable
@@ -208,10 +208,20 @@ def test_every_text_gets_a_finite_reward_within_the_weights(text: str, spec: Rew
     assert 0 <= verdict.reward <= spec.accuracy_weight + spec.format_weight
 
 
-def test_gold_is_announced_before_the_answer_for_whoever_limits_them() -> None:
+def test_gold_is_announced_before_the_answer_and_only_while_it_is_not_remembered() -> None:
     phases: list[str] = []
-    judge_item(JudgeItem(r"\boxed{4}", MATH, TEST), phases.append)
-    assert phases == ["gold", "answer"]
+    for gold in (r"\boxed{20261}", r"\boxed{20261}", r"\boxed{20262}"):
+        judge_item(JudgeItem(r"\boxed{4}", replace(MATH, gold=gold), TEST), phases.append)
+    assert phases == ["gold", "answer", "answer", "gold", "answer"]
+
+
+def test_samples_are_remembered_up_to_a_number() -> None:
+    for n in range(REMEMBERED + 10):
+        judge_item(JudgeItem(r"\boxed{4}", replace(MATH, gold=rf"\boxed{{1{n}}}"), TEST))
+    phases: list[str] = []
+    judge_item(JudgeItem(r"\boxed{4}", replace(MATH, gold=rf"\boxed{{1{REMEMBERED + 9}}}"), TEST), phases.append)
+    judge_item(JudgeItem(r"\boxed{4}", replace(MATH, gold=r"\boxed{11}"), TEST), phases.append)
+    assert phases == ["answer", "gold", "answer"]
 
 
 class NoParams(BaseModel):

@@ -38,7 +38,7 @@ def concise(
 def use(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Verdict]:
     """Judge through the judge with this function as a verifier."""
     verifier = FunctionVerifier(function)
-    judge._prepared.cache_clear()  # it may have met another function of that name
+    judge._remembered.clear()  # it may have met another function of that name
     judge._params.cache_clear()
     monkeypatch.setitem(registry._PLACES, verifier.name, f"{__name__}:{verifier.name}")
     monkeypatch.setitem(registry._VERIFIERS, verifier.name, verifier)

@@ -35,18 +35,13 @@ Name = Annotated[str, Field(max_length=MAX_NAME)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-def _shallow(value: dict[str, Any]) -> dict[str, Any]:
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for one in level
-            for child in (one.values() if isinstance(one, dict) else one)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return value
-    raise ValueError(f"is nested deeper than {MAX_DEPTH} objects and lists")
+def _shallow(value: Any, depth: int = 0) -> Any:
+    if depth == MAX_DEPTH:
+        raise ValueError(f"is nested deeper than {MAX_DEPTH} objects and lists")
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, dict | list):
+            _shallow(child, depth + 1)
+    return value
 
 
 class _Strict(BaseModel):

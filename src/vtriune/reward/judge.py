@@ -25,6 +25,9 @@ MAX_CHARACTERS = 400_000
 MAX_REASON = 500
 """Reasons are one line of at most so many characters: they quote answers and parameters."""
 
+REMEMBERED = 4096
+"""Samples whose gold is kept as its verifier reads it."""
+
 Exhaustion = Literal["cpu limit", "memory limit", "recursion limit"]
 """What a judgement can run out of."""
 
@@ -60,8 +63,8 @@ class _Prepared:
 def judge_item(item: JudgeItem, entering: Callable[[Phase], None] | None = None) -> Verdict:
     """Judge one answer; never raises.
 
-    `entering` is called before gold is parsed and again before the answer is judged, for whoever limits each
-    of the two. Gold and parameters are memoised over calls.
+    `entering` is called before gold is parsed, if it is not remembered from an earlier call, and before the answer is
+    judged, for whoever limits each of the two.
 
     Returns:
         `scored` with R of eq. 8; a scored 0 whose reason is `memory limit` or `recursion limit` is an answer
@@ -75,10 +78,8 @@ def judge_item(item: JudgeItem, entering: Callable[[Phase], None] | None = None)
     'verifier "mathverfy" is not registered; did you mean "mathverify"?'
     """
     try:
-        if entering:
-            entering("gold")
         _check_weights(item.spec)
-        prepared = _prepare(item.spec, item.image_sizes)
+        prepared = _prepare(item.spec, item.image_sizes, entering)
         context = _context(item, prepared.params)
         if entering:
             entering("answer")
@@ -164,18 +165,27 @@ def _check_weights(spec: RewardSpec) -> None:
         raise Unscorable(f"accuracy_ratio + format_ratio must be a finite number above 0, got {total}")
 
 
-def _prepare(spec: RewardSpec, image_sizes: tuple[ImageSize, ...]) -> _Prepared:
+def _prepare(
+    spec: RewardSpec, image_sizes: tuple[ImageSize, ...], entering: Callable[[Phase], None] | None = None
+) -> _Prepared:
     try:
         parameters = orjson.dumps(spec.parameters, default=dict, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
         raise Unscorable(f"verifier_parm is not JSON: {error}") from error
-    prepared = _prepared(spec.verifier, parameters, spec.gold, spec.preset, image_sizes)
+    key = spec.verifier, parameters, spec.gold, spec.preset, image_sizes
+    prepared = _remembered.get(key)
+    if prepared is None:
+        if entering:
+            entering("gold")
+        prepared = _remembered[key] = _prepared(*key)
+        if len(_remembered) > REMEMBERED:
+            del _remembered[next(iter(_remembered))]
     if isinstance(prepared, str):
         raise Unscorable(prepared)
     return prepared
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=REMEMBERED)
 def _params(name: str, parameters: bytes) -> BaseModel | str:
     """The checked parameters, or why there are none (lru_cache would forget an exception)."""
     try:
@@ -184,7 +194,10 @@ def _params(name: str, parameters: bytes) -> BaseModel | str:
         return str(error)
 
 
-@lru_cache(maxsize=4096)
+_remembered: dict[tuple[str, bytes, str, Preset, tuple[ImageSize, ...]], _Prepared | str] = {}
+"""What `_prepared` said, of the latest REMEMBERED samples."""
+
+
 def _prepared(
     name: str, parameters: bytes, gold: str, preset: Preset, image_sizes: tuple[ImageSize, ...]
 ) -> _Prepared | str:

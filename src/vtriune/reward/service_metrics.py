@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.pool import AsyncJudgePool
-from vtriune.types import Verdict
+from vtriune.types import Status, Verdict
 from vtriune.verifiers import registry
 
 MAX_SOURCES = 200
@@ -37,16 +37,26 @@ class ServiceMetrics:
             registry=self._registry,
         )
         self._sources: set[str] = set()
+        self._counters: dict[tuple[str, str, Status], Counter] = {}
+        """What `labels` would look up every time."""
 
     def count(self, item: JudgeItem, verdict: Verdict) -> None:
         """Count a verdict."""
-        known = item.source in self._sources
+        key = item.spec.verifier, item.source, verdict.status
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._counter(*key)
+            if len(self._counters) < MAX_SOURCES * 10:
+                self._counters[key] = counter
+        counter.inc()
+
+    def _counter(self, verifier: str, source: str, status: Status) -> Counter:
+        known = source in self._sources
         if not known and len(self._sources) < MAX_SOURCES:
-            self._sources.add(item.source)
+            self._sources.add(source)
             known = True
-        source = item.source if known else "other"
-        verifier = item.spec.verifier if item.spec.verifier in registry.names() else "unknown"
-        self._verdicts.labels(verifier, source, verdict.status.value).inc()
+        verifier = verifier if verifier in registry.names() else "unknown"
+        return self._verdicts.labels(verifier, source if known else "other", status.value)
 
     def timer(self, path: str) -> Callable[[float], None]:
         """Where the seconds of a request to `path` go."""

@@ -65,13 +65,19 @@ def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
     statm = os.open("/proc/self/statm", os.O_RDONLY)
     comm = os.open("/proc/self/comm", os.O_WRONLY)
 
+    now: Phase = "answer"
+
     def entering(phase: Phase) -> None:
-        os.write(comm, phase.encode())  # the process's name: where the pool looks what is slow
-        signal.setitimer(signal.ITIMER_VIRTUAL, cpu_limit if phase == "gold" else 0)
-        signal.setitimer(signal.ITIMER_PROF, cpu_limit if phase == "answer" else 0)
+        nonlocal now
+        if phase != now:
+            os.write(comm, phase.encode())  # the process's name: where the pool looks what is slow
+        if now == "gold":
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        now = phase
+        signal.setitimer(signal.ITIMER_VIRTUAL if phase == "gold" else signal.ITIMER_PROF, cpu_limit)
 
     pending: deque[dict[str, Any]] = deque()
-    fresh, unhurried = True, False
+    fresh, unhurried, judged = True, False, 0
     send_frame(channel, READY)
     try:
         while True:
@@ -87,8 +93,7 @@ def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
             item = decode_item(pending.popleft())
             began = time.thread_time()
             verdict = judge_item(item, entering)
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_VIRTUAL if now == "gold" else signal.ITIMER_PROF, 0)
             unhurried = time.thread_time() - began > UNHURRIED
             if ran_out_of_memory(verdict) and not fresh:
                 # Perhaps because of what earlier answers left behind: unanswered, it goes to another worker first.
@@ -96,7 +101,8 @@ def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
             fresh = False
             send_frame(channel, encode_verdict(verdict))
             # What an answer leaves behind (sympy caches results) would count against its neighbours.
-            if _address_space(statm) > memory_limit * 3 // 4:
+            judged += 1
+            if (unhurried or judged % 16 == 0) and _address_space(statm) > memory_limit * 3 // 4:
                 return
     except (EOFError, OSError):  # the pool has gone
         return

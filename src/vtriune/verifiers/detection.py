@@ -6,11 +6,10 @@ own ways are in released_detection.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 from pydantic import ConfigDict, model_validator
 
 from vtriune.data.boxes import BoxSpace
@@ -20,7 +19,7 @@ from vtriune.verifiers.box_match import AP_THRESHOLDS, Pair, average_precisions,
 from vtriune.verifiers.box_reward import Aggregate, Gate, Matching, Rule, Value, box_reward
 from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
 from vtriune.verifiers.format import released_detection_score, tag_score
-from vtriune.verifiers.places import corners_of, gold_text, judged_text, moved
+from vtriune.verifiers.places import gold_text, judged_text, scales
 from vtriune.verifiers.released_detection import (
     DetRewardRatio,
     read_boxes_as_released,
@@ -198,16 +197,20 @@ def _read_answer(response: str, params: DetectionParams, context: Context) -> Bo
     unknown = official and not context.image_sizes and params.answer_space is None
     if params.answered_in is params.gold_space or unknown:
         return answer
-    corners = moved(corners_of(answer.boxes), params.answered_in, params.gold_space, context.image_sizes)
+    width, height, wide, high = scales(params.answered_in, params.gold_space, context.image_sizes)
+    boxes = [
+        Box(label, x1 / width * wide, y1 / height * high, x2 / width * wide, y2 / height * high)
+        for label, x1, y1, x2, y2 in answer.boxes
+    ]
     if official:
-        corners = np.trunc(corners)
-    boxes = [Box(box.label, *corner) for box, corner in zip(answer.boxes, corners.tolist(), strict=True)]
-    return replace(answer, boxes=boxes)
+        boxes = [Box(label, *(float(math.trunc(one)) for one in corners)) for label, *corners in boxes]
+    return BoxList(boxes, answer.dropped, answer.empty)
 
 
 def _plain_labels(found: BoxList) -> BoxList:
     """Labels in lower case, white space single."""
-    return replace(found, boxes=[Box(" ".join(box[0].casefold().split()), *box[1:]) for box in found.boxes])
+    boxes = [Box(" ".join(box[0].casefold().split()), *box[1:]) for box in found.boxes]
+    return BoxList(boxes, found.dropped, found.empty)
 
 
 def _report(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vtriune.data.boxes import BoxSpace, Floats, from_relative, to_relative
+from vtriune.data.boxes import BoxSpace, Floats, extent, from_relative, to_relative
 from vtriune.types import ImageSize
 from vtriune.verifiers.answers import final_text, tagged
 from vtriune.verifiers.base import Unscorable
@@ -49,6 +49,22 @@ def moved(places: Floats, source: BoxSpace, target: BoxSpace, sizes: Sequence[Im
     size = sizes[0] if sizes else None
     try:
         return from_relative(to_relative(places, source, size), target, size)
+    except ValueError as error:
+        raise Unscorable(str(error)) from error
+
+
+def scales(source: BoxSpace, target: BoxSpace, sizes: Sequence[ImageSize]) -> tuple[float, float, float, float]:
+    """Width and height of the whole picture in space `source`, then in `target`: x / width * wide is what `moved` does.
+
+    Raises:
+        Unscorable: the picture's size is needed and missing.
+
+    >>> scales(BoxSpace.RELATIVE_1, BoxSpace.RELATIVE_1000, ())
+    (1.0, 1.0, 1000.0, 1000.0)
+    """
+    size = sizes[0] if sizes else None
+    try:
+        return *extent(source, size), *extent(target, size)
     except ValueError as error:
         raise Unscorable(str(error)) from error
 
