@@ -316,8 +316,8 @@ def test_slow_gold_that_can_be_read_is_read_once_for_all_of_its_answers(pool: Ju
 
 def test_more_poisonous_answers_than_may_be_heavy_at_a_time_are_all_scored_0() -> None:
     with JudgePool(workers=1, cpu_limit=0.5) as pool:
-        verdicts = pool.submit([math_item(TOWER + " " * n) for n in range(7)]).result()
-        assert pool.counters()["cpu limit"] == 7
+        verdicts = pool.submit([math_item(TOWER + " " * n) for n in range(6)]).result()
+        assert pool.counters()["cpu limit"] == 6
     assert {verdict.reason for verdict in verdicts} == {"cpu limit"}
 
 
@@ -328,6 +328,104 @@ def test_a_small_request_does_not_wait_for_a_large_one_before_it() -> None:
         small = pool.submit([math_item(r"\boxed{4}")])
         assert small.result()[0].reward == 1.0
         assert not large.done()
+
+
+OWN = """
+import time
+from pathlib import Path
+
+def echo(response: str, gold: str) -> float:
+    end = time.process_time() + 0.008
+    while response.startswith("slow") and time.process_time() < end:
+        pass
+    return float(response.split()[1])
+
+def nap(response: str, gold: str) -> float:
+    with Path("calls").open("a") as log:
+        log.write(response + " ")
+    time.sleep(2)
+    return 1.0
+"""
+
+
+@pytest.fixture
+def own_verifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with a module of verifiers of the user's own."""
+    (tmp_path / "own_pool_verifiers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_worker_that_is_stopped_right_after_a_slow_verdict_mixes_nothing_up(
+    own_verifiers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    armed = [False]
+
+    def go_on(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # one that was needed no more
+            os.kill(pid, signal.SIGCONT)
+
+    received = AsyncJudgePool.received
+
+    def stopping(pool: AsyncJudgePool, worker: Any, data: bytes) -> None:
+        if armed[0] and data:
+            armed[0] = False
+            os.kill(worker.pid, signal.SIGSTOP)
+            threading.Timer(1.3, go_on, [worker.pid]).start()
+        received(pool, worker, data)
+
+    monkeypatch.setattr(AsyncJudgePool, "received", stopping)
+    with JudgePool(1, load=["own_pool_verifiers:echo"]) as pool:
+        for n in range(5):
+            armed[0] = True
+            first = [f"slow{n} 0.5", f"x{n} 0.1", f"y{n} 0.2"]
+            second = [f"m{n}{k} 0.{k}" for k in range(3, 9)]
+            futures = []
+            for answers in (first, second):
+                items = [JudgeItem(answer, RewardSpec("echo", "g"), TEST) for answer in answers]
+                futures.append((answers, pool.submit(items)))
+                time.sleep(1.5)
+            for answers, future in futures:
+                assert [verdict.reward for verdict in future.result()] == [float(one.split()[1]) for one in answers]
+
+
+def test_answers_that_wait_hold_up_nobody_and_are_judged_once(own_verifiers: Path) -> None:
+    with JudgePool(2, load=["own_pool_verifiers:nap"]) as pool:
+        pool.submit([math_item("")]).result()
+        waiting = pool.submit([JudgeItem(f"nap{n}", RewardSpec("nap", f"{n}"), TEST) for n in range(6)])
+        wait_until((own_verifiers / "calls").exists)
+        for n in range(20):
+            assert pool.submit([math_item(rf"\boxed{{{n}}}")]).result()[0].reward == float(n == 4)
+        assert not waiting.done()
+        assert {verdict.reward for verdict in waiting.result()} == {1.0}
+    calls = (own_verifiers / "calls").read_text().split()
+    assert sorted(calls) == [f"nap{n}" for n in range(6)]
+
+
+def test_a_fork_server_that_is_stuck_is_replaced() -> None:
+    with JudgePool(workers=1, cpu_limit=0.5) as pool:
+        pool.submit([math_item("")]).result()
+        wait_until(lambda: pool.counters()["started"] >= 6)  # warm: nothing is left for it to do
+        fork_server = int(Path(f"/proc/{pool.pids()[0]}/stat").read_text().rpartition(")")[2].split()[1])
+        os.kill(fork_server, signal.SIGSTOP)
+        for pid in pool.pids():
+            os.kill(pid, signal.SIGKILL)
+        verdicts = pool.submit([math_item(TOWER), math_item(r"\boxed{4}")]).result()
+    assert [verdict.reward for verdict in verdicts] == [0.0, 1.0]
+
+
+def test_poison_is_scored_0_on_a_crowded_machine_too() -> None:
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    try:
+        with JudgePool(workers=2, cpu_limit=0.3, wall_limit=10) as pool:
+            answers = [TOWER + " " * n if n % 4 == 0 else rf"\boxed{{{n}}}" for n in range(20)]
+            verdicts = pool.submit([math_item(answer) for answer in answers]).result()
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert {verdict.reason for verdict in verdicts[::4]} == {"cpu limit"}
+    assert {verdict.status for verdict in verdicts} == {Status.SCORED}
 
 
 def test_the_fork_servers_death_costs_no_answer_its_verdict() -> None:

@@ -30,11 +30,8 @@ from vtriune.reward.worker import serve, warm_up
 from vtriune.types import UserError
 from vtriune.verifiers import registry, remote
 
-LOW_PRIORITY = 15
-"""Niceness of a worker that is stuck with one answer: it gets what others leave, at least a thirtieth of a core."""
-
-EARLY = 2.0
-"""Seconds of CPU time that an answer has more in a worker which may have to import a library for it."""
+LOW_PRIORITY = 7
+"""Niceness of a worker that is stuck with one answer: others go first, and it still gets a fifth of a busy core."""
 
 Limits = tuple[float, int]
 """Seconds of CPU time per answer, bytes of address space."""
@@ -75,7 +72,7 @@ def main() -> None:
             if wakeup in readable:
                 os.read(wakeup, 4096)
                 _reap(control, children)
-            limits = settings["cpu_limit"] + (EARLY if warming else 0), settings["memory_limit"]
+            limits = settings["cpu_limit"], settings["memory_limit"]
             if control.fileno() in readable and not _obey(control, children, (wakeup, waker), limits):
                 return
     finally:

@@ -56,8 +56,14 @@ TICK = 0.0025
 SPARES = 2
 """Workers that are kept ready to step in for those that are busy with something slow, or die."""
 
+MAX_WAITING = 8
+"""For each of `workers`, so many more that wait without computing."""
+
 MIN_MEMORY = 1024 * 2**20
 """Bytes; the libraries alone take half of it as address space."""
+
+STUCK = 10.0
+"""Seconds after which a worker that is to be dead, and of which nothing is heard, proves that the fork server is."""
 
 START_LIMIT = 300.0
 """Seconds that the workers' libraries have to load: two on a free core, a hundred have been seen on a crowded one."""
@@ -304,8 +310,12 @@ class AsyncJudgePool:
                 worker.checked = now, spent
                 continue
             computing = spent - worker.spent
-            if not worker.aside and (computing > SLOW or now - worker.since > PATIENCE):
+            waiting = now - worker.since > PATIENCE and computing < SLOW
+            if not worker.aside and (computing > SLOW or waiting):
                 self._set_aside(worker)
+            if waiting and not worker.waiting:
+                worker.waiting = True
+                self._replenish()
             if computing > HEAVY and not worker.heavy:
                 self._put_last(worker)
             checked, spent_then = worker.checked
@@ -448,6 +458,8 @@ class AsyncJudgePool:
             return
         early = self._forks.warm
         gone = sum(worker.heavy or worker.dying or (early and not worker.warm) for worker in self._workers)
+        # Those that wait don't take a core from others, but each takes memory.
+        gone += min(sum(worker.waiting for worker in self._workers), MAX_WAITING * self._size)
         alive = len(self._workers) - gone + len(self._forking)
         for _ in range(self._size + SPARES - alive):
             ours, theirs = socket.socketpair()
@@ -461,6 +473,7 @@ class AsyncJudgePool:
 
     def _kill(self, worker: _Worker) -> None:
         worker.aside = worker.dying = worker.killed = True
+        self._loop.call_later(STUCK, self._expect_burial, worker)
         self._order(kill=worker.pid)
 
     def received(self, worker: _Worker, data: bytes) -> None:
@@ -468,10 +481,13 @@ class AsyncJudgePool:
         if data == READY:
             worker.drops -= 1
             self._warm = True
+            # It has been told to forget the rest before it began with what it was to keep.
+            self._again.extendleft(reversed(worker.tasks))
+            worker.tasks.clear()
             if worker.heavy or worker.dying:
                 self._kill(worker)  # its priority can't be raised again
             elif not worker.drops:
-                worker.aside = False
+                worker.aside = worker.waiting = False
                 self._retire_one()
                 worker.assign(worker.held)
                 worker.held = []
@@ -491,16 +507,23 @@ class AsyncJudgePool:
         # Else it has not yet read that the rest was taken away.
 
     def _retire_one(self) -> None:
-        """Where there is a worker that knows all libraries, one that does not is needed no more."""
+        """End an idle worker that does not know all libraries, where another one does, or one that is too many."""
         idle = [worker for worker in self._workers if not worker.tasks and not worker.aside]
         early = next((worker for worker in idle if not worker.warm), None)
         if early and any(worker.warm for worker in idle):
             self._kill(early)
+        elif len(idle) > self._size + SPARES:
+            self._kill(min(idle, key=lambda worker: worker.progress))
 
     def lost(self, worker: _Worker) -> None:
         """A worker's channel has closed: all of its verdicts have been read."""
         worker.lost = worker.aside = worker.dying = True
+        self._loop.call_later(STUCK, self._expect_burial, worker)
         self._bury_if_known(worker)
+
+    def _expect_burial(self, worker: _Worker) -> None:
+        if worker in self._workers and self._forks:
+            self._forks.kill()  # it does not do what it is told
 
     def _bury_if_known(self, worker: _Worker) -> None:
         if worker.lost and worker in self._workers and self._forks and worker.pid in self._forks.codes:
@@ -521,6 +544,10 @@ class AsyncJudgePool:
             end = "hung"
             reason = f"no verdict, and nothing computed, for {self._wall_limit:g} s"
             self._settle(culprit, Verdict(Status.FAILED, reason=reason))
+        elif code in (-signal.SIGPROF, -signal.SIGVTALRM) and not worker.warm:
+            # It may have been busy with an import: one that has all libraries is to say.
+            self._again.extendleft(reversed([culprit, *rest]))
+            return
         elif code == -signal.SIGPROF:
             end = "cpu limit"
             self._settle(culprit, exhausted("cpu limit"))
@@ -627,6 +654,8 @@ class _Worker(asyncio.Protocol):
         """How often it is still to say that it has nothing left to do."""
         self.warm = warm
         """It was forked when all libraries were there."""
+        self.waiting = False
+        """It waits without computing."""
         self.heavy = self.postponed = self.hung = self.killed = self.dying = self.lost = False
         self.progress = 0
         self.seen, self.since, self.spent = -1, 0.0, 0.0
@@ -692,12 +721,15 @@ class _ForkServer:
                 self.control.send(message)
             else:
                 socket.send_fds(self.control, [message], [channel.fileno()])
-        except OSError:  # it is gone, or stuck: both show soon
-            pass
+        except OSError:  # it is gone, or stuck: in either case its end will be noticed
+            self.kill()
+
+    def kill(self) -> None:
+        self._process.kill()
 
     def kill_unless_ready(self) -> None:
         if not self.ready:
-            self._process.kill()
+            self.kill()
 
     def end(self) -> int:
         """Close the channel, which it takes as its end, and wait for it. Returns its exit code."""
