@@ -65,6 +65,18 @@ class RunningServer:
         return self.process.wait()
 
 
+def children(pid: int) -> list[int]:
+    """Process ids of the children of a process."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
+
+
+def judge_workers(pid: int) -> list[int]:
+    """Process ids of the judge workers of a training or a server: the children of its fork server."""
+    forks = [one for one in children(pid) if b"vtriune.reward.forkserver" in Path(f"/proc/{one}/cmdline").read_bytes()]
+    return [worker for fork_server in forks for worker in children(fork_server)]
+
+
 StartServer = Callable[..., RunningServer]
 
 

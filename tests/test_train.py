@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tests.conftest import StartServer
+from tests.conftest import StartServer, children, judge_workers
 from tests.strange_servers import garbage, strange_server
 
 from vtriune.curate.puzzlevqa import main
@@ -194,7 +194,8 @@ def test_reward_servers_make_the_same_run_as_the_embedded_judge(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "fault", ["one killed", "one hangs", "one answers garbage", "all down and back", "worker killed"]
+    "fault",
+    ["one killed", "one hangs", "one answers garbage", "all down and back", "workers killed", "fork server killed"],
 )
 def test_whatever_happens_to_servers_training_makes_the_same_run(
     recipe: Path, whole: Path, reward_server: StartServer, start: Start, tmp_path: Path, fault: str
@@ -215,9 +216,11 @@ def test_whatever_happens_to_servers_training_makes_the_same_run(
                 sound.stop(signal.SIGKILL)
                 time.sleep(10)
                 reward_server("--workers", "1", "--port", str(sound.port))
-            case "worker killed":
-                children = f"/proc/{doomed.process.pid}/task/{doomed.process.pid}/children"
-                os.kill(int(Path(children).read_text().split()[0]), signal.SIGKILL)
+            case "workers killed":
+                for worker in judge_workers(doomed.process.pid):
+                    os.kill(worker, signal.SIGKILL)
+            case "fork server killed":
+                os.kill(children(doomed.process.pid)[0], signal.SIGKILL)
         code, output = training.end()
     assert code == 0, output
     assert_same_run(whole, tmp_path / "run")
@@ -409,17 +412,11 @@ def test_a_judge_that_is_killed_costs_nothing(whole: Path, recipe: Path, tmp_pat
     training = start(run, recipe, "--out", run)
     for step in (1, 4):
         training.await_row(step)
-        os.kill(judges_of(training.process.pid)[0], signal.SIGKILL)
+        os.kill(judge_workers(training.process.pid)[0], signal.SIGKILL)
     code, output = training.end()
     assert code == 0, output
     assert all(row["metrics"]["all/failed_count"] == 0 for row in metrics(run) if row["split"] == "train")
     assert_same_run(run, whole)
-
-
-def judges_of(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    children = [child for thread in threads for child in (thread / "children").read_text().split()]
-    return [int(one) for one in children if b"vtriune.reward.worker" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 @pytest.fixture

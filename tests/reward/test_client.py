@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.conftest import StartServer
+from tests.conftest import StartServer, judge_workers
 from tests.reward.test_pool import mixed_items
 from tests.strange_servers import STRANGE, Answer, hanging, strange_server
 
@@ -204,11 +204,10 @@ def test_what_has_no_verdict_when_the_client_is_closed_is_failed() -> None:
         client.submit(items(1))
 
 
-def test_a_worker_that_a_server_loses_costs_no_verdict(reward_server: StartServer) -> None:
+def test_workers_that_a_server_loses_cost_no_verdict(reward_server: StartServer) -> None:
     server = reward_server("--workers", "1")
     with RewardClient([server.url]) as client:
         future = client.submit(items(2000))
-        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-        for fork_server in children:
-            os.kill(int(fork_server), signal.SIGKILL)
+        for worker in judge_workers(server.process.pid):
+            os.kill(worker, signal.SIGKILL)
         check(future.result(), 2000)
