@@ -32,6 +32,8 @@ def judge(response: str, gold: str, value: Literal["exact", "distance"] = "exact
         ("a hundred", "100"),
         ("nine hundred ninety-nine", "999"),
         ("zero", "0"),
+        ("It adds up to four.", "4"),
+        ("cats and dogs: four", "4"),
         ("7", "seven"),
     ],
 )
@@ -55,6 +57,7 @@ def test_digits_and_words_are_counts(answer: str, gold: str) -> None:
             "4.5",
             "4%",
         ),
+        *("at least 4", "at most 4", "less than 4", "more than four", "4+", "maybe 4, maybe a few more", "up to four"),
         *("four thousand", "twenty four hundred", "<think>4", "someone"),
     ],
 )

@@ -37,7 +37,7 @@ def test_one_letter_is_chosen(answer: str) -> None:
     "answer",
     [
         *("A or B", "A, B", "A B", "a or b", "A/B", "A\nB", "(A) (B)", "B, not A", "option a or b", "A and B"),
-        *("", "red", "not B", "It isn't B", "AB", "<think>B"),
+        *("", "red", "not B", "It isn't B", "AB", "<think>B", "Option B or option K"),
     ],
 )
 @pytest.mark.parametrize("gold", ["A", "B"])

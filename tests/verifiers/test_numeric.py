@@ -67,12 +67,38 @@ def test_a_number_is_read_however_it_is_written(answer: str, gold: str) -> None:
     [
         *("", "five", "5 or 6", "5 or six", "5, 6", "5-6", "5 5", "not 5", "> 5", r"5 \pm 1", "5 ± 1"),
         *(r"\sqrt{5}", "5/1", r"\frac{5}{1}", "5^2", "2+3=5", "5,0", "H5", "5.0.0", "<think>5"),
+        *(
+            "at least 5",
+            "more than 5",
+            "up to 5",
+            "between 5 and six",
+            "5 to six",
+            "it could be 5, maybe six",
+            "minus 5",
+        ),
+        *("5..6", "5²", "5 / two", "5-six", "5 thousandths", "5 and a half", "5 k", "5+", "5 squared", "5 times two"),
     ],
 )
 def test_no_number_several_hedges_and_calculations_are_0(answer: str) -> None:
     outcome = judge(answer, "5", relative_tolerance=10)
     assert (outcome.accuracy, outcome.correct) == (0.0, False)
     assert outcome.reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("5 apples", "about the picture: 5", "$5", "5 m²", "5 seconds", "5 K", "5 times", "five (5)", "5...", "5!"),
+        *(
+            "The difference between A and B is 5",
+            "It adds up to 5",
+            "5 more than last year",
+            "The two lines differ by 5",
+        ),
+    ],
+)
+def test_prose_around_one_number_is_no_hedge(answer: str) -> None:
+    assert judge(answer, "5").correct
 
 
 @pytest.mark.parametrize(

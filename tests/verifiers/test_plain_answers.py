@@ -26,6 +26,8 @@ numbers = st.decimals(-1000, 1000, places=3).map(str)
         ("2 boxes", "2 box"),
         ("2 houses", "2 house"),
         ("2 cities", "2 city"),
+        ("2 potatoes", "2 potato"),
+        ("2 classes", "2 class"),
         ("5 inches", "5 in"),
         ("300", "3e2"),
         (r"1.6\times10^{-19}", r"1.6000001 \cdot 10^{-19}"),
@@ -64,6 +66,10 @@ def test_equal_without_algebra(gold: str, answer: str) -> None:
         ("1/2/2024", "2/1/2024"),
         (r"\Delta", r"\delta"),
         ("meat", "team"),
+        ("3 plans", "3 planes"),
+        ("5 cubs", "5 cubes"),
+        ("2 cars", "2 cares"),
+        ("5 tons", "5 tones"),
     ],
 )
 def test_different_without_algebra(gold: str, answer: str) -> None:
@@ -89,6 +95,32 @@ def test_different_without_algebra(gold: str, answer: str) -> None:
 def test_what_may_be_algebra_is_left_to_math_verify(gold: str, answer: str) -> None:
     assert settle(gold, answer) is None
     assert settle(answer, gold) is None
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("tenths", "millionths", "crore", "gross", "factorial", "squared", "halves", "pairs", "wrong", "point five"),
+        *(r"\text{ but not eight}", r"\text{ maybe eight}", r"\text{ apples and 8 pears}", r"\text{ as far as seen}"),
+        *(r"\text{ (not eight)}", r"\textit{ maybe eight}", r"\text{ k}", r"\mathrm{e}", r"\text{ times } x"),
+    ],
+)
+def test_words_that_change_deny_or_add_a_number_are_no_unit(unit: str) -> None:
+    assert settle("7", f"7 {unit}") is False
+
+
+@pytest.mark.parametrize("bound", ["at least", "more than", "not"])
+def test_a_bound_or_a_denial_before_the_number_makes_it_another(bound: str) -> None:
+    assert settle("7", rf"\text{{{bound} }} 7") is False
+
+
+@pytest.mark.parametrize(
+    "unit", ["km/h", "m^2", "red cars", "times", r"\text{ cups of tea}", r"\text{ m/s}^2", "people"]
+)
+def test_a_known_unit_or_two_plain_words_on_one_side_are_not_looked_at(unit: str) -> None:
+    assert settle("7", f"7 {unit}") is True
+    assert settle(f"7 {unit}", "7") is True
+    assert settle("7", f"8 {unit}") is False
 
 
 @given(numbers, numbers, st.sampled_from(["", " kg", r"\text{ m/s}", " red cubes"]))

@@ -15,16 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from vtriune.verifiers.answers import final_answer
 from vtriune.verifiers.base import Context, Outcome, Unscorable
 from vtriune.verifiers.format import tag_score
-from vtriune.verifiers.number_text import hedged, read_numbers
+from vtriune.verifiers.number_text import SMALL, TENS, hedged, read_numbers
 
-_SMALL = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
-)
-_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_VALUES = {word: n for n, word in enumerate(_SMALL)} | {word: 10 * n for n, word in enumerate(_TENS, 2)} | {"a": 1}
-_UNIT = "|".join(_SMALL[1:10])
-_BELOW_100 = rf"(?:(?:{'|'.join(_TENS)})(?:[\s-](?:{_UNIT}))?|{'|'.join(reversed(_SMALL))})"
+_VALUES = {word: n for n, word in enumerate(SMALL)} | {word: 10 * n for n, word in enumerate(TENS, 2)} | {"a": 1}
+_UNIT = "|".join(SMALL[1:10])
+_BELOW_100 = rf"(?:(?:{'|'.join(TENS)})(?:[\s-](?:{_UNIT}))?|{'|'.join(reversed(SMALL))})"
 _WORDS = re.compile(
     rf"\b(?:(?:a|{_UNIT})\ hundred(?:(?:\ and)?\ {_BELOW_100})?|{_BELOW_100}"
     r"|(?P<large>(?:hundred|thousand|million|billion|dozen)s?))\b",
@@ -46,7 +41,7 @@ class Counting:
 
     p is the one whole number of the final answer (see `final_answer`), in digits or in English words up to nine hundred
     ninety-nine, prose around it allowed. None, more than one of either kind (`3 or 4`, `2 cats and 3 dogs`), a
-    fraction, a share (`50%`) or a hedge (`not 3`, `> 3`) is 0.
+    fraction, a share (`50%`) or a hedge (`not 3`, `> 3`, `at least 3`, `3+`) is 0.
 
     Report: `exact` and `closeness`, the two values.
 

@@ -66,9 +66,10 @@ class MathVerify:
             that is only text can be judged, `A or B or C` and `A=B=C` are no answers unless gold is of that kind, an
             `<answer>` tag without a box counts if its text is the gold's, `\frac12` in an answer is read as in gold,
             tiny numbers are compared relative to gold. A unit that only one side has is not looked at (`5` is `5 kg`):
-            questions often name it. A percent sign and `million` are no such units, since the number makes no sense
-            without them. Still open: `January 1, 2024` is not `2024-01-01`; products of one-letter variables are
-            taken for words (`xy` is not `yx`); units that are neither known nor plain words (`5 \mathrm{Tm}`).
+            questions often name it. A percent sign, `million` and `tenths` are no such units, since the number makes no
+            sense without them, nor are words that deny it or add another (`7 \text{ but not 8}`). Still open:
+            `January 1, 2024` is not `2024-01-01`; products of one-letter variables are taken for words (`xy` is not
+            `yx`); units that are neither known nor plain words (`5 \mathrm{Tm}`).
 
     Verdicts are remembered by gold and answer, since the G answers of a group repeat; in `official_code` by the part
     of the response that math-verify looks at. What ran out of time or memory leaves nothing behind.

@@ -59,7 +59,8 @@ class MultipleChoice:
         - it equals exactly one of the `options`, case, white space and a full stop aside;
         - it is a letter and its option's text: `B) red`; a letter with another option's text chooses nothing;
         - of all letters that stand alone in it there is one only, however often: `The answer is B`, `option B`.
-    Two letters (`A or B`, `A, B`, `A B`), none, and a denied one (`not B`) are 0. The article in `A cat` and the
+    Two letters (`A or B`, `A, B`, `A B`), none, a denied one (`not B`), and an option beyond the choices (`option B or
+    option Z`) are 0. The article in `A cat` and the
     pronoun in `I think` are no choice. Without `options` a lone letter in an option's text is a second one
     (`B) vitamin C`).
     `several`: the letters that stand alone, or are written as one word in capitals (`AC`), are the set chosen; it must
@@ -121,9 +122,11 @@ def _chosen(text: str, params: MultipleChoiceParams) -> frozenset[str]:
         return frozenset(label) if own else frozenset()
     if params.several and _GLUED.fullmatch(letter) and letter in text and set(letter) <= set(params.choices):
         return frozenset(letter)
-    if _DENIED.search(text):
+    letters = list(_LETTER.finditer(text))
+    beyond = any(one["named"] and one["named"].upper() not in params.choices for one in letters)
+    if beyond or _DENIED.search(text):
         return frozenset()
-    found = {(one["named"] or one["a"] or one["other"]).upper() for one in _LETTER.finditer(text)}
+    found = {(one["named"] or one["a"] or one["other"]).upper() for one in letters}
     return frozenset(found) & frozenset(params.choices)
 
 

@@ -25,8 +25,35 @@ _NUMBER = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+"""The words for 0 to 19."""
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+FRACTIONS = (
+    *("half", "halve", "third", "quarter", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"),
+    *("twentieth", "hundredth", "thousandth", "millionth", "billionth", "trillionth"),
+)
+"""Words, singular, that divide the number before them; seconds are a unit."""
+
+_SPELT = rf"(?:{'|'.join((*SMALL, *TENS))})\b"
 _HEDGE = re.compile(
-    r"\b(?:or|not)\b | [<>≤≥±√]=?\s?[-+$€£]?\d | \\(?:sqrt|pi|pm|leq?|geq?|lor|vee|frac|dfrac)(?![a-z])",
+    rf"""
+    \b(?:or|not|maybe|perhaps|possibly|at\ least|at\ most)\b
+    # a bound or a guess, if the number follows: `the difference between A and B is 5` is none
+    | \b(?:than|over|under|above|below|(?<!add\ )(?<!adds\ )up\ to|as\ (?:many|much|few|little)\ as|exceed(?:s|ing)?
+          |(?:could|might|may)\ be) \s{{1,3}} (?:[-+$€£]{{0,2}}\d|{_SPELT})
+    | \bbetween \s{{1,3}} (?:[-+$€£]{{0,2}}\d|{_SPELT}\ and\b)
+    | [<>≤≥±√]=?\s?[-+$€£]?\d | \\(?:sqrt|pi|pm|leq?|geq?|lor|vee|frac|dfrac)(?![a-z])
+    # what makes another number of the one before it: `5+`, `5..6`, `5²`, `5 thousandths`, `5 k`
+    | \d\s{{0,3}} (?: \+(?!\d) | \.\.+\s?[\da-z] | [⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻¼½¾]
+          | (?:plus|minus|squared|cubed|factorial|crore|lakh|gross|dozens?|(?-i:k)|bn)\b
+          | (?:and\ an?\ )?(?:{"|".join(FRACTIONS)})s?\b | and\ (?:above|below|up|over|more|less)\b )
+    | \b(?:plus|minus)\s{{1,3}}\d
+    # a second number, spelt out, behind the first: `5 to six`, `5 / two`
+    | \d[^\d.\n]{{0,20}}? (?:\b(?:to|and|times|divided\ by)\s|[-–,;/&~*×÷|]) \s{{0,3}} {_SPELT}(?!\ of)
+    """,
     re.VERBOSE | re.IGNORECASE,
 )
 _PLAIN = ((r"\%", "%"), (r"\$", "$"), ("{,}", ","), ("−", "-"), ("–", "-"), (r"\,", " "), ("\u00a0", " "))
@@ -63,10 +90,12 @@ def read_numbers(text: str, most: int = 2) -> list[Number]:
 
 
 def hedged(text: str) -> bool:
-    r"""Does it offer a choice (`5 or 6`), deny (`not 5`), bound (`> 5`, `5 ± 1`) or calculate (`\sqrt{5}`)?
+    r"""Does it offer a choice (`5 or 6`), deny (`not 5`), bound (`> 5`, `at least 5`, `5+`, `5 ± 1`) or calculate?
 
-    >>> hedged("5 or 6"), hedged("about 5 kg")
-    (True, False)
+    Calculations are `\sqrt{5}`, `5²`, `5 / two`, `5 thousandths`, `5 k`; guesses (`maybe 5`, `could be 5`) are hedges.
+
+    >>> hedged("5 or 6"), hedged("between 5 and six"), hedged("about 5 kg"), hedged("it adds up to 5")
+    (True, True, False, False)
     """
     return _HEDGE.search(text) is not None
 

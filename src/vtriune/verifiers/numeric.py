@@ -37,7 +37,8 @@ class Numeric:
 
     p is the one number of the final answer (see `final_answer`), prose around it allowed. None, or more than one
     (`5, 6`, `5-6`, `1/2`, `2+3=5`), is 0, and so is a hedge, a denial, a bound or a calculation (`5 or six`, `not 5`,
-    `> 5`, `5 ± 1`, `\sqrt{5}`). Where gold is 0 only 0 itself is right, unless `absolute_tolerance` is given.
+    `at least 5`, `5 ± 1`, `\sqrt{5}`, `5 tenths`), see `hedged`. Where gold is 0 only 0 itself is right, unless
+    `absolute_tolerance` is given.
     What is a number: see `read_numbers`. Percent signs: see `percent`. A unit or currency counts only where both sides
     have one: `5 kg` is neither `5 m` nor `$5` `€5`, but `5 kg` is `5`; nothing is converted; symbols keep their case.
     Decimal commas are not read: `3,14` is two numbers.

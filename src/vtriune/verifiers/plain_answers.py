@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from vtriune.verifiers.number_text import FRACTIONS, SMALL, TENS
 from vtriune.verifiers.quantities import (
     PLAIN_NUMBER,
     Number,
+    convertible,
     read_number,
     read_quantity,
     same_number,
@@ -29,11 +31,21 @@ _EQUALS = re.compile(r"(?<![\\<>!:])=")
 _ASSIGNED = re.compile(r"(\\?[A-Za-z]+(?:_\{?\w{1,9}\}?)?)\s*=\s*([^=]+)", re.DOTALL)
 _CHAIN = re.compile(r"[A-Z](?:\s*=\s*[A-Z])+")
 _OPTION = re.compile(r"\(?([A-Z])[).:]")
-_NO_UNIT = re.compile(
-    r"(?:arc)?(?:sin|cos|tan)|cot|csc|log|exp|sqrt|lim|max|mod|det|alpha|beta|gamma|delta|theta|lambda|sigma|omega"
-    r"|and|not|plus|minus|times|over|squared|cubed|root|infinity"
+_ALGEBRA = re.compile(
+    r"\b(?:(?:arc)?(?:sin|cos|tan)|cot|csc|log|exp|sqrt|lim|max|mod|det"
+    r"|alpha|beta|gamma|delta|theta|lambda|sigma|omega)\b"
 )
-"""Words behind a number that are none: they change it."""
+_PLAIN_UNIT = re.compile(r"[A-Za-z]{2,}(?: (?:of |per )?[A-Za-z]{2,})?")
+_LETTERS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]+")
+_NO_EXPONENT = re.compile(r"(?<!\^)(?<!\^-)\d")
+_CHANGING_WORDS = """
+    hundred thousand million billion trillion k M B bn mn lakh crore dozen gross score pair couple percent ppm permille
+    squared cubed factorial root infinity plus minus negative double doubled triple tripled twice point e i x y z
+    over under above below than least most to vs or and but not no nor never neither either maybe perhaps possibly
+    likely wrong incorrect false except
+"""
+_CHANGING = frozenset((*SMALL, *TENS, *FRACTIONS, *_CHANGING_WORDS.split()))
+"""Words beside a number that are no unit: they make another number of it, deny it or offer a second one."""
 _DATE = re.compile(r"\d{4}([-/.])\d{1,2}\1\d{1,2}|\d{1,2}([-/.])\d{1,2}\2\d{4}")
 _RATIO = re.compile(rf"{PLAIN_NUMBER}(?:\s*(?::|\\colon)\s*{PLAIN_NUMBER})+")
 _OPERAND = rf"(?:{PLAIN_NUMBER}|\d{{1,40}}\s*/\s*\d{{1,40}})"
@@ -66,7 +78,9 @@ def settle(gold: str, answer: str) -> bool | None:
     A capital letter is no number (`E` is not 2.718...). A percent sign and words such as `million` belong to the
     number: `50\%` is 0.5, not 50. A sum, difference or product of numbers is unfinished where gold is a number.
     Of two quantities the units are converted and must fit, see `quantities.same_quantity`; where only one side has
-    a unit, it is not looked at, since questions often name it. Nor is `x =` on one side, or brackets behind a letter.
+    a unit, known or of two words at most, it is not looked at, since questions often name it; words that change the
+    number, deny it or add another (`7 tenths`, `7 \text{ maybe eight}`) are no unit. Nor are `x =` on one side,
+    or brackets behind a letter.
 
     >>> settle("5 kg", "5 m"), settle("5 km", r"5000\text{ m}"), settle("7", "007"), settle("7", r"\sqrt{49}")
     (False, True, True, None)
@@ -123,15 +137,20 @@ def _settle_measured(gold: str, answer: str) -> bool | None:
     if measured and claimed:
         return same_quantity(measured, claimed)
     if a and claimed:
-        return _settle_one_unit(a, claimed.number, claimed.unit)
-    return _settle_one_unit(measured.number, b, measured.unit) if measured and b else None
+        same = _settle_one_unit(a, claimed.number, claimed.unit)
+        # math-verify would drop the text of `7 \text{ as far as known}`.
+        return False if same is None and len(claimed.unit.split()) > 2 else same
+    if measured and b:
+        return _settle_one_unit(measured.number, b, measured.unit)
+    return False if a and _CHANGING.intersection(w.casefold() for w in _LETTERS.findall(answer) if w[1:]) else None
 
 
 def _settle_one_unit(gold: Number, answer: Number, unit: str) -> bool | None:
-    """A number and a quantity. math-verify knows few units, and takes 50% for 50."""
-    if "scaled" in (gold.form, answer.form) or (unit.isalpha() and not _NO_UNIT.fullmatch(unit)):
-        return same_number(gold, answer)
-    return None
+    """A number and a quantity. math-verify knows few units, takes 50% for 50, and drops any `\\text{}`."""
+    if _NO_EXPONENT.search(unit) or _CHANGING.intersection(_LETTERS.findall(unit)):
+        return False
+    known = convertible(unit) or (_PLAIN_UNIT.fullmatch(unit) and not _ALGEBRA.search(unit))
+    return same_number(gold, answer) if known or "scaled" in (gold.form, answer.form) else None
 
 
 def _settle_words(gold: str, answer: str) -> bool | None:

@@ -41,8 +41,8 @@ _SCALES = {
 _UNIT = re.compile(r"[A-Za-z][A-Za-z0-9 */^-]{0,39}")
 _UNIT_WORD = re.compile(r"[A-Za-z]+")
 _POWER = re.compile(r"\b(square|sq|cubic|cu) ([A-Za-z]+)")
-_CONVERTIBLE = re.compile(r"[A-Za-z]+(?:\^-?\d)?(?:(?: | ?[*/] ?)[A-Za-z]+(?:\^-?\d)?){0,5}")
-"""What pint may see: six words at most, one-digit powers. It evaluates what it is given."""
+_CONVERTIBLE = re.compile(r"[A-Za-z]+(?:\^-?[1-9])?(?:(?: | ?[*/] ?)[A-Za-z]+(?:\^-?[1-9])?){0,5}")
+"""What pint may see: six words at most, one-digit powers. It evaluates what it is given, and stumbles over km^0."""
 _SAME_UNITS = """
     nm nanometer nanometre; um micrometer micrometre micron; mm millimeter millimetre; cm centimeter centimetre; dm;
     m meter metre; km kilometer kilometre; inch in; ft foot feet; yd yard; mi mile; ha hectare; acre;
@@ -55,6 +55,7 @@ _SAME_UNITS = """
 _UNITS = {name: names.split()[0] for names in _SAME_UNITS.split(";") for name in names.split()}
 """Each spelling, singular, to the unit's first, which pint knows; symbols keep their case (mW is not MW)."""
 _KNOWN = frozenset(_UNITS.values())
+_IES, _ES = re.compile(r"(?<=\w)ies?$"), re.compile(r"(?<=[sxzo])es?$|(?<=[cs]h)es?$")
 _PLURALS = {"people": "person", "children": "child", "men": "man", "women": "woman"}
 
 _TOLERANCE = Fraction(1, 10**6)
@@ -134,7 +135,7 @@ def same_quantity(gold: Quantity, answer: Quantity) -> bool | None:
     """
     if gold.unit == answer.unit or {gold.unit, answer.unit} in ({"C", "celsius"}, {"F", "fahrenheit"}):
         return same_number(gold.number, answer.number)
-    if _convertible(gold.unit) and _convertible(answer.unit):
+    if convertible(gold.unit) and convertible(answer.unit):
         line = _line(answer.unit, gold.unit)
         if line is None:
             return False
@@ -184,12 +185,23 @@ def _unit_word(word: str) -> str:
     if word in _UNITS or len(word) == 1:
         return _UNITS.get(word, word)
     word = word.casefold()
-    # Both `boxes` and `box`, `houses` and `house` come to the same.
-    stem = _PLURALS.get(word) or re.sub("i$", "y", word.rstrip("es"))
-    return _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or _UNITS.get(word.removesuffix("es")) or stem
+    stem = _PLURALS.get(word) or _stem(word)
+    return _UNITS.get(word) or _UNITS.get(stem, stem)
 
 
-def _convertible(unit: str) -> bool:
+def _stem(word: str) -> str:
+    """Singular, mostly; `boxes` and `box`, `houses` and `house`, `movies` and `movie` come to the same."""
+    if _IES.search(word):
+        return _IES.sub("y", word)
+    return _ES.sub("", word) if _ES.search(word) else re.sub(r"(?<!s)s$", "", word)
+
+
+def convertible(unit: str) -> bool:
+    """Is the unit, as `read_quantity` writes it, made of units that pint knows?
+
+    >>> convertible("km/h"), convertible("apple")
+    (True, False)
+    """
     return bool(_CONVERTIBLE.fullmatch(unit)) and all(word in _KNOWN for word in _UNIT_WORD.findall(unit))
 
 
@@ -214,6 +226,6 @@ def _line(source: str, target: str) -> tuple[Fraction, Fraction] | None:
     quantity = _registry().Quantity
     try:
         at_0, at_1 = (Fraction(quantity(float(x), source).to(target).magnitude) for x in (0, 1))
-    except (pint.PintError, ArithmeticError):
+    except (pint.PintError, ArithmeticError, LookupError, TypeError, ValueError):
         return None
     return at_1 - at_0, at_0
