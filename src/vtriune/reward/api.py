@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from math import nan
 from typing import Annotated, Any, Self
 
+import numpy as np
 import orjson
 from pydantic import (
     BaseModel,
@@ -42,14 +43,15 @@ def too_many_values(body: bytes) -> bool:
     >>> too_many_values(b'["' + b"," * MAX_VALUES + b'"]'), too_many_values(b"[" + b"," * MAX_VALUES + b"]")
     (False, True)
     """
-    if _marks(body) <= MAX_VALUES:  # texts included
+    if len(body) <= MAX_VALUES or _marks(body) <= MAX_VALUES:  # texts included
         return False
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     return plain.count(b'"') > 4 * MAX_VALUES or _marks(b"".join(plain.split(b'"')[::2])) > MAX_VALUES
 
 
 def _marks(text: bytes) -> int:
-    return text.count(b",") + text.count(b"[") + text.count(b"{")
+    characters = np.frombuffer(text, np.uint8)
+    return sum(int(np.count_nonzero(characters == ord(mark))) for mark in ",[{")
 
 
 class _Strict(BaseModel):

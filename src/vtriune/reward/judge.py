@@ -154,7 +154,7 @@ def is_deep(value: object, depth: int = MAX_DEPTH) -> bool:
     >>> is_deep({"a": [{}]}, depth=3), is_deep({"a": [{}]}, depth=2)
     (False, True)
     """
-    if not isinstance(value, Mapping | list | tuple):
+    if value is None or isinstance(value, str | int | float) or not isinstance(value, Mapping | list | tuple):
         return False
     children = value.values() if isinstance(value, Mapping) else value
     return depth == 0 or any(is_deep(child, depth - 1) for child in children)

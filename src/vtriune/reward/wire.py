@@ -47,7 +47,7 @@ def encode_item(item: JudgeItem) -> bytes:
         spec = replace(spec, gold=spec.gold[: MAX_CHARACTERS + 1])
     if len(spec.verifier) > MAX_REASON:
         spec = replace(spec, verifier=spec.verifier[: MAX_REASON + 1])
-    if is_deep(spec.parameters):
+    if spec.parameters and is_deep(spec.parameters):
         spec = replace(spec, parameters=_cut(spec.parameters, MAX_DEPTH + 1))
     fields = {
         "response": response if is_unicode(response) else None,
