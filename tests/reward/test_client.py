@@ -9,16 +9,27 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 from tests.conftest import StartServer, judge_workers
 from tests.reward.test_pool import mixed_items
 from tests.strange_servers import STRANGE, Answer, hanging, strange_server
 
-from vtriune.reward.client import BATCH, AsyncRewardClient, RewardClient, read_token
+from vtriune.reward.client import (
+    BATCH,
+    BREAK_AFTER,
+    MAX_BACKOFF,
+    AsyncRewardClient,
+    RewardClient,
+    _BusyError,
+    _read,
+    read_token,
+)
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.pool import JudgePool
-from vtriune.types import Progress, RewardSpec, Status, UserError, Verdict
+from vtriune.types import ImageSize, Progress, RewardSpec, Status, UserError, Verdict
 
 TEST = Progress(0, 1, "test")
 
@@ -39,10 +50,36 @@ def check(verdicts: list[Verdict], count: int) -> None:
     assert [verdict.reward for verdict in verdicts] == [float(n % 4 == 3) for n in range(count)]
 
 
+def nested(depth: int) -> dict[str, Any]:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+def beyond_limits() -> list[JudgeItem]:
+    """Items of which some part is larger than the judge looks at."""
+    spec, size = RewardSpec("mathverify", "4"), ImageSize((9, 9), (9, 9))
+    parameters: list[dict[str, Any]] = [
+        nested(15),
+        nested(17),
+        nested(250),
+        {"a": "x" * 70_000},
+        {"a": [0] * 400_000},
+        {"a": 2**70},
+    ]
+    return [
+        JudgeItem("4", spec, TEST, source="x" * 300),
+        *(JudgeItem("4", replace(spec, parameters=one), TEST) for one in parameters),
+        *(JudgeItem("4", spec, TEST, (size,) * count) for count in (64, 65, 70_000)),
+        *(JudgeItem("4", spec, TEST, (size, ImageSize((9, 9), (9, side)))) for side in (10**6, 10**7, -1, 2**70)),
+        JudgeItem("4", replace(spec, verifier="x" * 3000), TEST),
+        JudgeItem("4", spec, TEST, response_tokens=2**70),
+    ]
+
+
 def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(sound: str) -> None:
     spec = RewardSpec("mathverify", "4", accuracy_weight=float("nan"))
     asked = [
         *mixed_items(),
+        *beyond_limits(),
         JudgeItem("\ud83d", RewardSpec("mathverify", "4"), TEST),
         JudgeItem("4", RewardSpec("mathverify", "\ud800"), TEST),
         JudgeItem("4", spec, TEST),
@@ -50,6 +87,69 @@ def test_servers_give_the_embedded_judges_verdicts_to_the_last_bit(sound: str) -
     ]
     with RewardClient([sound]) as client, JudgePool(workers=1) as pool:
         assert client.submit(asked).result() == pool.submit(asked).result()
+        assert client.counters()["faults"] == 0
+
+
+def test_an_item_that_a_server_refuses_costs_its_neighbours_nothing(sound: str) -> None:
+    asked = [replace(one, response_tokens=-1 if n in (3, 4, 20) else None) for n, one in enumerate(items(30))]
+    with RewardClient([sound]) as client:
+        verdicts = client.submit(asked).result()
+        assert client.counters()["faults"] == 0
+    for n, verdict in enumerate(verdicts):
+        if n in (3, 4, 20):
+            assert verdict.status is Status.FAILED
+            assert "response_tokens" in verdict.reason
+        else:
+            assert verdict.reward == float(n % 4 == 3)
+
+
+def test_what_one_server_refuses_another_is_asked(sound: str) -> None:
+    def refusing(body: bytes) -> tuple[int, bytes]:
+        return 422, b'{"detail":"items.1.response: an answer must be a poem"}'
+
+    with strange_server(refusing) as url, RewardClient([url, sound]) as client:
+        while any(server.broken for server in client.judge._servers):
+            time.sleep(0.01)
+        for _ in range(4):
+            check(client.submit(items(8)).result(), 8)
+
+
+def test_our_own_deadline_is_no_fault_of_a_server() -> None:
+    with strange_server(hanging) as url, RewardClient([url], deadline=0.5) as client:
+        for _ in range(2 * BREAK_AFTER):
+            [verdict] = client.submit(items(1)).result()
+            assert "no verdict within 0.5 s" in verdict.reason
+        assert client.counters()["faults"] == 0
+        assert client.counters()["requests"] == 2 * BREAK_AFTER
+        assert not client.judge._servers[0].broken
+
+
+def test_no_server_is_chosen_when_the_time_is_over(sound: str) -> None:
+    async def choose(seconds: float) -> object:
+        client = AsyncRewardClient([sound])
+        await client.start()
+        chosen = await client._choose(asyncio.get_running_loop().time() + seconds)
+        await client.close()
+        return chosen
+
+    assert asyncio.run(choose(60)) is not None
+    assert asyncio.run(choose(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"), [("1", 1.0), ("0", 0.0), ("9" * 999, MAX_BACKOFF), ("²", 0.0), ("-1", 0.0), ("soon", 0.0)]
+)
+def test_a_busy_server_is_believed_if_it_says_a_number(said: str, seconds: float) -> None:
+    def busy(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(429, headers=[(b"Retry-After", said.encode("latin-1"))])
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(busy)) as http:
+            await _read(http, "http://127.0.0.1/v1/judge", b"")
+
+    with pytest.raises(_BusyError) as error:
+        asyncio.run(ask())
+    assert error.value.seconds == seconds
 
 
 def test_a_large_batch_is_shared_by_all_servers(reward_server: StartServer, sound: str) -> None:

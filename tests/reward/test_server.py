@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import signal
@@ -21,10 +22,12 @@ import pytest
 from tests.reward.conftest import SLOW, Serve, Server, item
 from tests.reward.test_pool import TOWER, mixed_items
 
+from vtriune.reward.api import MAX_VALUES
 from vtriune.reward.guard import BODIES
 from vtriune.reward.judge import judge_item
+from vtriune.reward.pool import AsyncJudgePool
 from vtriune.reward.released import SILENT_ZERO
-from vtriune.reward.server import Settings
+from vtriune.reward.server import Service, Settings, create_app
 from vtriune.reward.wire import encode_item
 from vtriune.types import Status, UserError, Verdict
 
@@ -153,7 +156,7 @@ def test_the_same_item_with_another_length_is_another_item(server: Server) -> No
         ({"progress": {"step": 0, "total_steps": 1}}, "items.1.progress.split"),
         ({"progress": {"step": 0, "total_steps": 1, "split": "test", "n": 1}}, "items.1.progress.n"),
         ({"image_sizes": [{"original": [1], "resized": [1, 1]}]}, "items.1.image_sizes.0.original"),
-        ({"image_sizes": [{"original": [1, 1], "resized": [1, 1]}] * 65}, "items.1.image_sizes"),
+        ({"image_sizes": [{"original": [1, 1], "resized": [1, 1], "n": 1}]}, "items.1.image_sizes.0.n"),
         ({"response_tokens": -1}, "items.1.response_tokens"),
         ({"response_tokens": "7"}, "items.1.response_tokens"),
         ({"spec": {"format_weight": False}}, "items.1.spec.format_weight"),
@@ -166,17 +169,96 @@ def test_a_refusal_names_item_and_field(server: Server, change: dict[str, Any], 
 
 
 @pytest.mark.parametrize("path", ["/v1/judge", "/v1/judge/stream"])
-def test_a_batch_has_1_to_4096_items_and_parameters_are_shallow(server: Server, path: str) -> None:
-    nested: Any = 1
-    for _ in range(16):
-        nested = {"a": [nested]}
-    for items in ([], [item(str(n)) for n in range(4097)], [item(spec={"parameters": nested})]):
+def test_a_batch_has_1_to_4096_items(server: Server, path: str) -> None:
+    for items in ([], [item(str(n)) for n in range(4097)]):
         reply = server.http.post(path, json={"items": items})
         assert reply.status_code == httpx.codes.UNPROCESSABLE_ENTITY
-    for body in (b"", b"[]", b"{", b"\xff", b'{"items":[' + b"[" * 10**6, b'{"items": 1}', b"null"):
+    for body in (b"", b"[]", b"{", b"\xff", b'{"items":[' + b"[" * 10**5, b'{"items": 1}', b"null"):
         reply = server.http.post(path, content=body)
         assert reply.status_code == httpx.codes.UNPROCESSABLE_ENTITY
         assert reply.json()["detail"].startswith(("body", "items"))
+    reply = server.http.post(path, json={"items": [item()], "more": 1})
+    assert reply.json()["detail"].startswith("more")
+
+
+def test_a_sample_beyond_the_judges_limits_is_unscorable_and_its_neighbours_are_judged(server: Server) -> None:
+    nested: Any = 1
+    for _ in range(9):
+        nested = {"a": [nested]}
+    size = {"original": [1, 1], "resized": [1, 1]}
+    first, *others, last = judge(
+        server,
+        item("first"),
+        item("deep", spec={"parameters": nested}),
+        item("long", spec={"parameters": {"a": "x" * 65536}}),
+        item("many", image_sizes=[size] * 65),
+        item("large", image_sizes=[size | {"original": [10**6 + 1, 1]}]),
+        item("less than none", image_sizes=[size | {"original": [-1, 1]}]),
+        item("named", spec={"verifier": "x" * 10_000}),
+        item("last"),
+    )
+    assert (first["reward"], last["reward"]) == (1.0, 1.0)
+    assert {one["status"] for one in others} == {"unscorable"}
+    assert all(
+        word in one["reason"]
+        for word, one in zip(["deeper", "longer", "pictures", "sides", "sides", "verifier"], others, strict=True)
+    )
+
+
+SOUND = orjson.dumps(item())[:-1]
+FULL = 32 * 2**20
+HOSTILE: dict[str, tuple[bytes, int]] = {
+    # the shortest of their kind, as many as go into a body
+    "unknown fields": (b'{"items":[' + SOUND + b"," + b'"k":0,' * (FULL // 6 - 100) + b'"k":0}]}', 413),
+    "as many unknown fields as are read": (
+        b'{"items":[' + SOUND + b"".join(b',"k%d":0' % n for n in range(MAX_VALUES - 100)) + b"}]}",
+        422,
+    ),
+    "as many faults as are read": (b'{"items":[' + b"{}," * (MAX_VALUES // 2 - 100) + b"{}]}", 422),
+    "parameters": (
+        b'{"items":['
+        + SOUND.replace(b'"4"}', b'"4","parameters":{"":[' + b"0," * (FULL // 2 - 200) + b"0]}}")
+        + b"}]}",
+        413,
+    ),
+    "lists": (b'{"items":[' + b"[]," * (FULL // 3 - 100) + b"[]]}", 413),
+    "texts": (b'{"items":[' + b'"",' * (FULL // 3 - 100) + b'""]}', 413),
+    "quotes": (b'{"items":[' + b'"' * (FULL - MAX_VALUES - 100) + b"," * (MAX_VALUES + 1) + b"]}", 413),
+    "one text": (b'{"items":["' + rb"\\,\"," * (FULL // 6 - 100) + b'"]}', 422),
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(serve: Serve) -> Server:
+    """A server of whose memory nothing else is asked."""
+    return serve()
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("path", ["/v1/judge", "/judge"])
+def test_no_body_holds_up_the_others_or_takes_much_memory(attacked: Server, hostile: str, path: str) -> None:
+    body, status = HOSTILE[hostile]
+    assert len(body) <= FULL
+    # The kernel forgets the peak so far.
+    Path(f"/proc/{attacked.process.pid}/clear_refs").write_text("5")
+    before = resident(attacked, "VmHWM:")
+    with ThreadPoolExecutor(1) as other:
+        pending = other.submit(attacked.http.post, path, content=body)
+        while not pending.done():
+            assert attacked.http.get("/healthz").status_code == httpx.codes.OK
+        reply = pending.result()
+    assert reply.status_code == status, reply.text
+    assert reply.json()["detail"]
+    assert len(reply.content) < 1000
+    # The body, in pieces and as a whole, and what remains of its texts.
+    assert resident(attacked, "VmHWM:") < before + 5 * FULL
+
+
+def test_texts_full_of_commas_count_as_one_value(server: Server) -> None:
+    text = r'[{"a\b": 1}, ' * 1000
+    asked = [item(str(n), response=text + r"\boxed{4}") for n in range(200)]
+    assert len(orjson.dumps(asked)) > MAX_VALUES * 8
+    assert {one["reward"] for one in judge(server, *asked)} == {1.0}
 
 
 def test_poison_is_a_verdict_and_health_does_not_wait_for_it(server: Server) -> None:
@@ -306,6 +388,60 @@ def test_beyond_the_queue_is_429_with_the_time_to_wait(small: Server) -> None:
         assert [one["reward"] for one in pending.result()] == [1.0] * 4
 
 
+def test_of_requests_that_come_at_once_no_more_are_taken_than_the_queue_holds() -> None:
+    async def ask() -> tuple[list[int], int]:
+        pool = AsyncJudgePool(workers=1)
+        service = Service(pool, Settings(queue=1000))
+        await pool.start()
+        transport = httpx.ASGITransport(create_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=None) as http:
+            bodies = [{"items": [item(f"{n}-{m}", str(m)) for m in range(900)]} for n in range(8)]
+            replies = await asyncio.gather(*(http.post("/v1/judge", json=body) for body in bodies))
+            last = await http.post("/v1/judge", json=bodies[0])
+        await pool.close()
+        return [reply.status_code for reply in (*replies, last)], service.waiting
+
+    *statuses, last = (codes := asyncio.run(ask()))[0]
+    assert sorted(statuses) == [200] + [429] * 7
+    assert (last, codes[1]) == (200, 0)
+
+
+def test_what_two_ask_for_has_its_verdict_when_one_hangs_up(server: Server) -> None:
+    asked = drowsy("shared", 3)
+    with ThreadPoolExecutor(1) as other, contextlib.ExitStack() as stack:
+        stack.enter_context(server.http.stream("POST", "/v1/judge/stream", json={"items": [asked, item("light")]}))
+        pending = other.submit(judge, server, asked)
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/v1/judge", json={"items": [asked]}, timeout=1.5)
+        stack.close()
+        assert pending.result()[0]["reward"] == 1.0
+
+
+def test_what_two_ask_for_has_its_verdict_when_the_time_of_the_first_is_over(small: Server) -> None:
+    asked = drowsy("late for one", 3)
+    with ThreadPoolExecutor(2) as others:
+        first = others.submit(judge, small, asked)
+        time.sleep(1.5)
+        second = others.submit(judge, small, asked)
+        assert first.result()[0]["reason"] == "no verdict within 2 s"
+        assert second.result()[0]["reward"] == 1.0
+
+
+@pytest.mark.parametrize("path", ["/v1/judge", "/v1/judge/stream"])
+def test_who_hangs_up_leaves_no_work_behind(serve: Serve, path: str) -> None:
+    server = serve("--load", "sleepy:drowse")
+    server.await_ready()
+    asked = [drowsy(str(n), 0.5 + n / 10**6) for n in range(200)]
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        server.http.stream("POST", path, json={"items": asked}, timeout=1.5) as reply,
+    ):
+        next(reply.iter_lines())
+    while metric(server, "vtriune_queue_depth"):
+        time.sleep(0.05)
+    assert metric(server, 'vtriune_verdicts_total{source="",status="failed",verifier="drowse"}') > 150
+
+
 def test_what_has_no_verdict_by_the_deadline_is_failed_and_the_rest_is_scored(small: Server) -> None:
     late, light = judge(small, drowsy("late", 30), item("light"))
     assert (late["status"], late["reward"], late["reason"]) == ("failed", None, "no verdict within 2 s")
@@ -415,10 +551,10 @@ def test_other_methods_and_paths_are_errors_of_the_one_shape(server: Server) -> 
 # The process
 
 
-def resident(server: Server) -> int:
+def resident(server: Server, which: str = "VmRSS:") -> int:
     """Bytes of memory of the server's own process."""
     status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8")
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+    return int(status.partition(which)[2].split()[0]) * 1024
 
 
 def test_the_server_is_small_and_imports_nothing_heavy(server: Server) -> None:

@@ -9,39 +9,49 @@ from collections.abc import Iterable
 from math import nan
 from typing import Annotated, Any, Self
 
+import numpy as np
 import orjson
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     FiniteFloat,
     JsonValue,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from vtriune.reward.judge import JudgeItem
-from vtriune.reward.wire import NOT_UNICODE
+from vtriune.reward.wire import MAX_NAME, NOT_UNICODE
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Split, Status, Verdict
 
 MAX_ITEMS = 4096
-MAX_NAME = 200
-MAX_DEPTH = 16
-"""Objects and lists within each other in a verifier's parameters."""
+MAX_VALUES = 2**18
+"""Values in a body, keys not counted: each takes time and memory, however short."""
 
-Side = Annotated[int, Field(ge=0, le=10**6)]
+# The judge has its own limits, of which a sample learns from its verdict; these keep out what is no number of its kind.
+Side = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Name = Annotated[str, Field(max_length=MAX_NAME)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-def _shallow(value: Any, depth: int = 0) -> Any:
-    if depth == MAX_DEPTH:
-        raise ValueError(f"is nested deeper than {MAX_DEPTH} objects and lists")
-    for child in value.values() if isinstance(value, dict) else value:
-        if isinstance(child, dict | list):
-            _shallow(child, depth + 1)
-    return value
+def too_many_values(body: bytes) -> bool:
+    """Are there more than `MAX_VALUES` in it? Looked at before it is parsed, which nothing can interrupt.
+
+    >>> too_many_values(b'["' + b"," * MAX_VALUES + b'"]'), too_many_values(b"[" + b"," * MAX_VALUES + b"]")
+    (False, True)
+    """
+    if len(body) <= MAX_VALUES or _marks(body) <= MAX_VALUES:  # texts included
+        return False
+    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return plain.count(b'"') > 4 * MAX_VALUES or _marks(b"".join(plain.split(b'"')[::2])) > MAX_VALUES
+
+
+def _marks(text: bytes) -> int:
+    characters = np.frombuffer(text, np.uint8)
+    return sum(int(np.count_nonzero(characters == ord(mark))) for mark in ",[{")
 
 
 class _Strict(BaseModel):
@@ -49,18 +59,27 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class SpecIn(_Strict):
+def _forbid(schema: dict[str, Any]) -> None:
+    schema["additionalProperties"] = False
+
+
+class _Asked(BaseModel):
+    # Unknown fields are refused by `JudgeRequest.read`: `forbid` makes an error of each, and a body may hold many.
+    model_config = ConfigDict(extra="allow", strict=True, json_schema_extra=_forbid)
+
+
+class SpecIn(_Asked):
     """How an answer is rewarded: `types.RewardSpec`."""
 
-    verifier: Name
+    verifier: str
     gold: str
     accuracy_weight: FiniteFloat | None = 1.0
     format_weight: FiniteFloat | None = 0.0
-    parameters: Annotated[dict[str, JsonValue], AfterValidator(_shallow)] = {}
+    parameters: dict[str, JsonValue] = {}
     preset: Preset = "modern"
 
 
-class ProgressIn(_Strict):
+class ProgressIn(_Asked):
     """Where training stands: `types.Progress`."""
 
     step: Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -68,14 +87,14 @@ class ProgressIn(_Strict):
     split: Split
 
 
-class SizeIn(_Strict):
+class SizeIn(_Asked):
     """`types.ImageSize`: [width, height] in pixels, as stored and as the model's processor resized it."""
 
     original: tuple[Side, Side]
     resized: tuple[Side, Side]
 
 
-class ItemIn(_Strict):
+class ItemIn(_Asked):
     """One answer to be judged."""
 
     id: Name = Field(
@@ -85,7 +104,7 @@ class ItemIn(_Strict):
     response: str | None = Field(description="The answer; null: it is no Unicode text, which scores 0.")
     spec: SpecIn
     progress: ProgressIn
-    image_sizes: Annotated[list[SizeIn], Field(max_length=64)] = []
+    image_sizes: Annotated[list[SizeIn], FailFast()] = []
     response_tokens: Count | None = None
     source: Name = Field("", description="Data source, for the service's metrics.")
 
@@ -109,10 +128,43 @@ class ItemIn(_Strict):
         )
 
 
-class JudgeRequest(_Strict):
+class JudgeRequest(_Asked):
     """Answers to be judged together."""
 
-    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MAX_ITEMS)]
+    items: Annotated[list[ItemIn], Field(min_length=1, max_length=MAX_ITEMS), FailFast()]
+
+
+class RefusedError(Exception):
+    """A body that makes no sense, and why."""
+
+
+def read(body: bytes) -> list[ItemIn]:
+    """The items of a `JudgeRequest`.
+
+    Raises:
+        RefusedError: the body is none.
+    """
+    try:
+        asked = _REQUEST.validate_json(body)
+    except ValidationError as error:
+        raise RefusedError(explain(error)) from error
+    _refuse_unknown(asked, "")
+    for n, one in enumerate(asked.items):
+        _refuse_unknown(one, f"items.{n}.")
+        _refuse_unknown(one.spec, f"items.{n}.spec.")
+        _refuse_unknown(one.progress, f"items.{n}.progress.")
+        for m, size in enumerate(one.image_sizes):
+            _refuse_unknown(size, f"items.{n}.image_sizes.{m}.")
+    return asked.items
+
+
+_REQUEST = TypeAdapter(JudgeRequest)
+
+
+def _refuse_unknown(part: _Asked, where: str) -> None:
+    if part.model_extra:
+        name = next(iter(part.model_extra))
+        raise RefusedError(f"{where}{name[:MAX_NAME]}: there is no such field")
 
 
 class VerdictOut(_Strict):

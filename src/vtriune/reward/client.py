@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import uuid
 from collections import Counter
 from collections.abc import Sequence
@@ -146,9 +147,11 @@ class AsyncRewardClient:
             task.cancel()
         await self._http.aclose()
 
-    async def _judge_batch(self, jobs: Sequence[_Job], deadline: float, settle: OnVerdict) -> None:
+    async def _judge_batch(
+        self, jobs: Sequence[_Job], deadline: float, settle: OnVerdict, avoid: _Server | None = None
+    ) -> None:
         """Ask until every job has its verdict, or the time is over."""
-        pause, avoid = BACKOFF, None
+        pause = BACKOFF
         fault = "no server is ready"
         while jobs:
             server = await self._choose(deadline, avoid)
@@ -163,9 +166,18 @@ class AsyncRewardClient:
                 if len(jobs) == 1:
                     settle(jobs[0].position, Verdict(Status.FAILED, reason=f"{server.url}: {error}"))
                     return
-                halves = jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
-                await asyncio.gather(*(self._judge_batch(half, deadline, settle) for half in halves))
+                await asyncio.gather(*(self._judge_batch(half, deadline, settle) for half in _halves(jobs)))
                 return
+            except _BadItemError as error:
+                # Its neighbours can't help it; and where there is one there may be more.
+                refused = Verdict(Status.FAILED, reason=f"{server.url}: {error}")
+                again = self._settled([jobs[error.position]], [refused], settle)
+                rest = [job for position, job in enumerate(jobs) if position != error.position]
+                parts = [part for part in (again, *_halves(rest)) if part]
+                await asyncio.gather(*(self._judge_batch(part, deadline, settle, server) for part in parts))
+                return
+            except _LateError as error:
+                fault = f"{server.url}: {error}"
             except _BusyError as error:
                 fault, pause = f"{server.url}: is busy", max(pause, error.seconds)
             except _FaultError as error:
@@ -198,7 +210,7 @@ class AsyncRewardClient:
         """One request.
 
         Raises:
-            _TooMuchError, _BusyError, _FaultError: there are no verdicts, and why.
+            _TooMuchError, _BadItemError, _BusyError, _LateError, _FaultError: there are no verdicts, and why.
         """
         body = b'{"items":[' + b",".join(job.data for job in jobs) + b"]}"
         self._counters["requests"] += 1
@@ -207,8 +219,13 @@ class AsyncRewardClient:
         try:
             async with asyncio.timeout(left):
                 reply = await _read(self._http, server.url + "/v1/judge", body)
+        except _BadItemError as error:
+            if error.position < len(jobs):
+                raise
+            raise _FaultError(f"it refuses an item that there is not: {error}") from None
         except TimeoutError:
-            raise _FaultError(f"no reply within {left:.3g} s") from None
+            late = f"no reply within {left:.3g} s"
+            raise (_LateError(late) if left < self._patience else _FaultError(late)) from None
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise _FaultError(f"{type(error).__name__}: {error}".rstrip(": ")) from error
         finally:
@@ -229,8 +246,10 @@ class AsyncRewardClient:
         def working() -> list[_Server]:
             return [server for server in self._servers if not server.broken]
 
+        if self._loop.time() >= deadline:
+            return None
         try:
-            async with asyncio.timeout(deadline - self._loop.time()), self._news:
+            async with asyncio.timeout_at(deadline), self._news:
                 await self._news.wait_for(lambda: working() or all(server.refuses for server in self._servers))
         except TimeoutError:
             return None
@@ -307,12 +326,32 @@ class _TooMuchError(Exception):
     """A server refuses the request as it is; a smaller one may do."""
 
 
+class _BadItemError(Exception):
+    """A server can make no sense of one of the items."""
+
+    def __init__(self, position: int, said: str) -> None:
+        super().__init__(said)
+        self.position = position
+
+
+class _LateError(Exception):
+    """Our own time is over, which is no fault of the server."""
+
+
 class _BusyError(Exception):
     """A server has enough to do."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
+
+
+_NAMED = re.compile(rb'\s*\{\s*"detail"\s*:\s*"items\.([0-9]{1,4})[.:]')
+"""The start of a refusal that names an item by its position."""
+
+
+def _halves(jobs: Sequence[_Job]) -> tuple[Sequence[_Job], Sequence[_Job]]:
+    return jobs[: len(jobs) // 2], jobs[len(jobs) // 2 :]
 
 
 async def _read(http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
@@ -327,10 +366,12 @@ async def _read(http: httpx.AsyncClient, url: str, body: bytes) -> bytes:
         return bytes(content)
     if reply.status_code == httpx.codes.TOO_MANY_REQUESTS:
         wait = reply.headers.get("Retry-After", "")
-        raise _BusyError(min(float(wait) if wait.isdigit() else 0.0, MAX_BACKOFF))
+        raise _BusyError(min(float(wait) if wait.isascii() and wait.isdigit() else 0.0, MAX_BACKOFF))
     said = f"status {reply.status_code}: {bytes(content[:200]).decode(errors='replace')}"
-    if reply.status_code in (httpx.codes.REQUEST_ENTITY_TOO_LARGE, httpx.codes.UNPROCESSABLE_ENTITY):
+    if reply.status_code == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
         raise _TooMuchError(said)
+    if reply.status_code == httpx.codes.UNPROCESSABLE_ENTITY and (named := _NAMED.match(content)):
+        raise _BadItemError(int(named[1]), said)
     raise _FaultError(said)
 
 

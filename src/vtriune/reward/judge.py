@@ -22,6 +22,15 @@ from vtriune.verifiers.base import Context, Unscorable, Verifier, in_context_of
 MAX_CHARACTERS = 400_000
 """A longer answer is scored 0, longer gold is unscorable. Ten times what the longest token limits allow."""
 
+MAX_PARAMETERS = 65536
+"""A sample with more bytes of parameters, as JSON, is unscorable."""
+
+MAX_DEPTH = 16
+"""Objects and lists within each other in a sample's parameters."""
+
+MAX_PICTURES, MAX_SIDE = 64, 10**6
+"""Pictures of a sample, and pixels of a picture's side."""
+
 MAX_REASON = 500
 """Reasons are one line of at most so many characters: they quote answers and parameters."""
 
@@ -139,6 +148,18 @@ def ran_out_of_memory(verdict: Verdict) -> bool:
     return verdict in (exhausted("memory limit"), gold_exhausted("memory limit"))
 
 
+def is_deep(value: object, depth: int = MAX_DEPTH) -> bool:
+    """Are objects and lists nested deeper in it than in parameters that can be judged?
+
+    >>> is_deep({"a": [{}]}, depth=3), is_deep({"a": [{}]}, depth=2)
+    (False, True)
+    """
+    if value is None or isinstance(value, str | int | float) or not isinstance(value, Mapping | list | tuple):
+        return False
+    children = value.values() if isinstance(value, Mapping) else value
+    return depth == 0 or any(is_deep(child, depth - 1) for child in children)
+
+
 def is_unicode(text: str) -> bool:
     """Can it be written as UTF-8? A lone surrogate can't, and so reaches no other process."""
     try:
@@ -172,6 +193,8 @@ def _prepare(
         parameters = orjson.dumps(spec.parameters, default=dict, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
         raise Unscorable(f"verifier_parm is not JSON: {error}") from error
+    if len(parameters) > MAX_PARAMETERS:
+        raise Unscorable(f"verifier_parm is longer than {MAX_PARAMETERS} bytes of JSON")
     key = spec.verifier, parameters, spec.gold, spec.preset, image_sizes
     prepared = _remembered.get(key)
     if prepared is None:
@@ -188,8 +211,11 @@ def _prepare(
 @lru_cache(maxsize=REMEMBERED)
 def _params(name: str, parameters: bytes) -> BaseModel | str:
     """The checked parameters, or why there are none (lru_cache would forget an exception)."""
+    read = orjson.loads(parameters)
+    if is_deep(read):
+        return f"verifier_parm is nested deeper than {MAX_DEPTH} objects and lists"
     try:
-        return registry.parse_params(name, orjson.loads(parameters))
+        return registry.parse_params(name, read)
     except UserError as error:
         return str(error)
 
@@ -207,6 +233,8 @@ def _prepared(
         return params
     if len(gold) > MAX_CHARACTERS:
         return f"ground_truth is longer than {MAX_CHARACTERS} characters"
+    if fault := _fault_of_pictures(image_sizes):
+        return fault
     verifier = registry.get(name)
     # A verifier's gold depends on preset and sizes alone, so that the split given here does not matter.
     context = Context(preset=preset, split="train", image_sizes=image_sizes)
@@ -214,10 +242,17 @@ def _prepared(
         return _Prepared(verifier, params, verifier.parse_gold(gold, params, context))
     except Unscorable as error:
         return str(error)
-    except MemoryError:
-        return _gold_reason("memory limit")
-    except RecursionError:
-        return _gold_reason("recursion limit")
+    except (MemoryError, RecursionError) as error:
+        return _gold_reason("memory limit" if isinstance(error, MemoryError) else "recursion limit")
+
+
+def _fault_of_pictures(sizes: tuple[ImageSize, ...]) -> str:
+    if len(sizes) > MAX_PICTURES:
+        return f"the sample has more than {MAX_PICTURES} pictures"
+    for size in sizes:
+        if not all(0 <= side <= MAX_SIDE for side in (*size.original, *size.resized)):
+            return f"a picture's sides must be 0 to {MAX_SIDE} pixels, got {size.original} and {size.resized}"
+    return ""
 
 
 def _context(item: JudgeItem, params: BaseModel) -> Context:

@@ -8,13 +8,13 @@ Source: github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server and verl/wor
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from vtriune.reward.api import Name
-from vtriune.reward.judge import JudgeItem
+from vtriune.reward.judge import MAX_PARAMETERS, JudgeItem
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, UserError, Verdict
 from vtriune.verifiers.released_detection import RELEASED_FIGURES, DetRewardRatio
 
@@ -50,7 +50,7 @@ class Payload(BaseModel):
     solution: str
     data_source: Name
     reward_verifier: Name
-    reward_verifier_parm: str
+    reward_verifier_parm: Annotated[str, Field(max_length=MAX_PARAMETERS)]
     format_ratio: FiniteFloat | None = None
     accuracy_ratio: FiniteFloat | None = None
 

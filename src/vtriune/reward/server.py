@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import logging
 import math
@@ -18,7 +19,7 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +31,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -37,13 +39,17 @@ from starlette.types import ASGIApp
 
 from vtriune.reward import released
 from vtriune.reward.api import (
+    MAX_VALUES,
     ItemIn,
     JudgeReply,
     JudgeRequest,
     Problem,
+    RefusedError,
     StreamedVerdict,
     explain,
+    read,
     reply,
+    too_many_values,
     verdict_fields,
 )
 from vtriune.reward.blocking import OnVerdict
@@ -64,7 +70,12 @@ NDJSON = "application/x-ndjson"
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than a step of training between two requests often takes."""
 
-_REQUEST = TypeAdapter(JudgeRequest)
+LOOK_AFTER = 0.5
+"""Seconds after which a request is watched for its client hanging up."""
+
+CONNECTIONS = 4096
+"""Open connections, idle ones included; beyond them uvicorn answers 503 in plain text."""
+
 _PAYLOAD = TypeAdapter(released.Payload)
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -111,6 +122,47 @@ class Settings:
             )
 
 
+@dataclass(slots=True, eq=False)
+class _Job:
+    """An answer that is judged, for all who ask for it."""
+
+    key: tuple[str, int] | None
+    batch: _Batch
+    verdict: Verdict | None = None
+    askers: list[tuple[_Asked, int]] = field(default_factory=list)
+    """Requests that wait for it, and its position in each."""
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Answers that the pool was handed together. What is judged for several requests ends when none is left."""
+
+    askers: int = 0
+    """Requests that wait for one of them."""
+    task: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Asked:
+    """A request, as far as it is answered."""
+
+    verdicts: list[Verdict | None]
+    on_verdict: OnVerdict | None
+    complete: asyncio.Future[None]
+    batches: set[_Batch] = field(default_factory=set)
+    left: int = 0
+
+    def tell(self, position: int, verdict: Verdict) -> None:
+        if self.verdicts[position] is not None:
+            return
+        self.verdicts[position] = verdict
+        self.left -= 1
+        if self.on_verdict:
+            self.on_verdict(position, verdict)
+        if not self.left and not self.complete.done():
+            self.complete.set_result(None)
+
+
 class Service:
     """Items in, verdicts out: limits, deadline and memory of a server around its pool."""
 
@@ -119,73 +171,106 @@ class Service:
         self.settings = settings
         self.metrics = ServiceMetrics(pool)
         self.draining = False
-        self._known: OrderedDict[tuple[str, int], asyncio.Future[Verdict]] = OrderedDict()
+        self.waiting = 0
+        """Answers of requests that are not answered yet. What they take of memory is bounded by `Guard`."""
+        self._known: OrderedDict[tuple[str, int], _Job] = OrderedDict()
 
     def is_full(self, count: int) -> bool:
         """Would `count` more answers be too many?"""
-        return self.pool.depth > 0 and self.pool.depth + count > self.settings.queue
+        return self.waiting > 0 and self.waiting + count > self.settings.queue
 
-    async def judge(
-        self,
-        items: Sequence[JudgeItem],
-        names: Sequence[str] = (),
-        on_verdict: OnVerdict | None = None,
-    ) -> list[Verdict]:
-        """Verdicts in order, by the deadline. An item with the name and content of an earlier one, which a client sends
-        that has lost the connection, is not judged again.
+    async def judge(self, items: Sequence[JudgeItem], names: Sequence[str] = ()) -> list[Verdict]:
+        """`ask` and `answer`; nobody else comes between `is_full` and this."""
+        return await self.answer(self.ask(items, names))
+
+    def ask(self, items: Sequence[JudgeItem], names: Sequence[str] = (), on_verdict: OnVerdict | None = None) -> _Asked:
+        """Begin to judge; `answer` must follow. An item with the name and content of an earlier one, which a client
+        sends that has lost the connection, is not judged again.
         """
-        futures: list[asyncio.Future[Verdict]] = []
-        new: list[int] = []
         loop = asyncio.get_running_loop()
+        asked = _Asked([None] * len(items), on_verdict, loop.create_future(), left=len(items))
+        self.waiting += len(items)
+        batch = _Batch()
+        jobs: list[_Job] = []
+        new: list[JudgeItem] = []
         for position, item in enumerate(items):
-            known, key = None, None
-            if names:
-                content = item.response, repr(item.spec), item.progress, item.image_sizes, item.response_tokens
-                key = names[position], hash(content)
-                known = self._known.get(key)
-                if known is not None:
-                    self._known.move_to_end(key)
-            future = known or loop.create_future()
-            if known is None:
-                new.append(position)
+            key = (names[position], _content(item)) if names else None
+            job = self._known.get(key) if key else None
+            if job is None:
+                job = _Job(key, batch)
+                jobs.append(job)
+                new.append(item)
                 if key:
-                    self._remember(key, future)
-            futures.append(future)
-            if on_verdict:
-                future.add_done_callback(functools.partial(_pass_on, on_verdict, position))
+                    self._remember(key, job)
+            if job.verdict is None:
+                job.askers.append((asked, position))
+                asked.batches.add(job.batch)
+            else:
+                asked.tell(position, job.verdict)
+        for one in asked.batches:
+            one.askers += 1
+        if new:
+            batch.task = loop.create_task(self._judge(new, jobs))
+        return asked
 
-        missing = f"no verdict within {self.settings.deadline:g} s"
-
-        def settle(position: int, verdict: Verdict) -> None:
-            future = futures[new[position]]
-            if not future.done():
-                future.set_result(verdict)
-                self.metrics.count(items[new[position]], verdict)
-
+    async def answer(self, asked: _Asked) -> list[Verdict]:
+        """Its verdicts in order, by the deadline."""
         try:
             async with asyncio.timeout(self.settings.deadline):
-                await self.pool.judge([items[position] for position in new], settle)
-                return [await asyncio.shield(future) for future in futures]
-        except (TimeoutError, RuntimeError) as error:
-            missing = str(error) or missing
-            return [future.result() if future.done() else Verdict(Status.FAILED, reason=missing) for future in futures]
-        except asyncio.CancelledError:
-            missing = "whoever asked for it has gone"
-            raise
+                await asked.complete
+        except TimeoutError:
+            late = Verdict(Status.FAILED, reason=f"no verdict within {self.settings.deadline:g} s")
+            for position in range(len(asked.verdicts)):
+                asked.tell(position, late)
         finally:
-            for position, _ in enumerate(new):
+            asked.on_verdict = None
+            self.waiting -= len(asked.verdicts)
+            for batch in asked.batches:
+                batch.askers -= 1
+                if not batch.askers and batch.task:
+                    batch.task.cancel()
+        return cast(list[Verdict], asked.verdicts)
+
+    async def _judge(self, items: Sequence[JudgeItem], jobs: Sequence[_Job]) -> None:
+        def settle(position: int, verdict: Verdict) -> None:
+            job = jobs[position]
+            if job.verdict is None:
+                self._settle(job, verdict)
+                self.metrics.count(items[position], verdict)
+
+        missing = "whoever asked for it has gone"
+        try:
+            await self.pool.judge(items, settle)
+        except RuntimeError as error:
+            missing = str(error)
+        finally:
+            for position in range(len(jobs)):
                 settle(position, Verdict(Status.FAILED, reason=missing))
 
-    def _remember(self, key: tuple[str, int], future: asyncio.Future[Verdict]) -> None:
-        self._known[key] = future
+    def _settle(self, job: _Job, verdict: Verdict) -> None:
+        job.verdict = verdict
+        if verdict.status is Status.FAILED and job.key and self._known.get(job.key) is job:
+            del self._known[job.key]
+        askers, job.askers = job.askers, []
+        for asked, position in askers:
+            asked.tell(position, verdict)
+
+    def _remember(self, key: tuple[str, int], job: _Job) -> None:
+        self._known[key] = job
         if len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
-        def forget_failures(done: asyncio.Future[Verdict]) -> None:
-            if done.cancelled() or done.result().status is Status.FAILED:
-                self._known.pop(key, None)
 
-        future.add_done_callback(forget_failures)
+def _content(item: JudgeItem) -> int:
+    """Tells apart items that differ in anything that a verdict depends on."""
+    spec = item.spec
+    try:
+        parameters: object = orjson.dumps(spec.parameters)
+    except TypeError:  # whole numbers of more than 64 bits
+        parameters = repr(spec.parameters)
+    weights = spec.accuracy_weight, spec.format_weight
+    sample = spec.verifier, spec.gold, weights, parameters, spec.preset, item.image_sizes
+    return hash((item.response, sample, item.progress, item.response_tokens))
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -249,9 +334,9 @@ def _add_judging(app: FastAPI, service: Service) -> None:
 
     async def read_items(request: Request) -> list[ItemIn] | Response:
         try:
-            asked = _REQUEST.validate_json(await request.body()).items
-        except ValidationError as error:
-            return problem(422, explain(error))
+            asked = read(await read_body(request))
+        except RefusedError as error:
+            return problem(422, str(error))
         return full() if service.is_full(len(asked)) else asked
 
     @app.post("/v1/judge", **_documented(JudgeRequest, JudgeReply, "Judge a batch; verdicts in order."))
@@ -261,7 +346,8 @@ def _add_judging(app: FastAPI, service: Service) -> None:
             return asked
         began = time.perf_counter()
         names = [one.id for one in asked]
-        verdicts = await service.judge([one.item() for one in asked], names)
+        with while_connected(request):
+            verdicts = await service.judge([one.item() for one in asked], names)
         seconds["/v1/judge"](time.perf_counter() - began)
         return Response(reply(zip(names, verdicts, strict=True)), media_type="application/json")
 
@@ -279,10 +365,11 @@ def _add_judging(app: FastAPI, service: Service) -> None:
             fields = {"index": position} | verdict_fields(asked[position].id, verdict)
             lines.put_nowait(orjson.dumps(fields, default=dict, option=orjson.OPT_APPEND_NEWLINE))
 
+        began = time.perf_counter()
+        underway = service.ask([one.item() for one in asked], [one.id for one in asked], tell)
+        judging = asyncio.create_task(service.answer(underway))
+
         async def stream() -> AsyncIterator[bytes]:
-            began = time.perf_counter()
-            items = [one.item() for one in asked]
-            judging = asyncio.create_task(service.judge(items, [one.id for one in asked], tell))
             try:
                 for _ in asked:
                     yield await lines.get()
@@ -298,14 +385,15 @@ def _add_judging(app: FastAPI, service: Service) -> None:
     async def judge_released(request: Request) -> Response:
         began = time.perf_counter()
         try:
-            item = released.read(_PAYLOAD.validate_json(await request.body()), settings.judge_preset)
+            item = released.read(_PAYLOAD.validate_json(await read_body(request)), settings.judge_preset)
         except ValidationError as error:
             return problem(422, explain(error))
         except UserError as error:
             return JSONResponse(released.SILENT_ZERO) if settings.silent_zeros else problem(422, str(error))
         if service.is_full(1):
             return full()
-        [verdict] = await service.judge([item])
+        with while_connected(request):
+            [verdict] = await service.judge([item])
         seconds["/judge"](time.perf_counter() - began)
         if verdict.status is Status.SCORED:
             return Response(orjson.dumps(released.write(item, verdict)), media_type="application/json")
@@ -349,8 +437,46 @@ def _add_information(app: FastAPI, service: Service) -> None:
         return HTMLResponse(_docs_page(app.openapi()))
 
 
-def _pass_on(on_verdict: OnVerdict, position: int, done: asyncio.Future[Verdict]) -> None:
-    on_verdict(position, done.result())
+@contextlib.contextmanager
+def while_connected(request: Request) -> Iterator[None]:
+    """Give up what is done within when the client hangs up. Most is done before anybody looks.
+
+    Raises:
+        ClientDisconnect: it has.
+    """
+    loop = asyncio.get_running_loop()
+    waiting = asyncio.current_task()
+    watches: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        if waiting:
+            waiting.cancel()
+
+    timer = loop.call_later(LOOK_AFTER, lambda: watches.append(loop.create_task(watch())))
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone or not waiting:
+            raise
+        waiting.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        timer.cancel()
+        for one in watches:
+            one.cancel()
+
+
+async def read_body(request: Request) -> bytes:
+    """A body that is parsed in no time, relative to its length. An HTTPException is what is answered."""
+    body = await request.body()
+    if too_many_values(body):
+        raise HTTPException(413, f"the body holds more than {MAX_VALUES} values; send fewer items")
+    return body
 
 
 def problem(status: int, detail: str) -> Response:
@@ -396,6 +522,7 @@ def serve(pool: AsyncJudgePool, settings: Settings, *, discovery: Path | None, a
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE,
+        limit_concurrency=CONNECTIONS,
         # When grace is over the pool is closed, which settles what is left; this much longer to say so.
         timeout_graceful_shutdown=math.ceil(settings.grace) + 2,
     )
@@ -407,6 +534,10 @@ def serve(pool: AsyncJudgePool, settings: Settings, *, discovery: Path | None, a
             file.touch()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{port}")
+        # What a batch consists of is many objects and no cycles: to look for some every 700 objects, among all that is
+        # remembered, is a fifth of the work.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         server.run(sockets=[listener])
     finally:
         for file in told:

@@ -6,24 +6,37 @@ A frame is its length in 4 bytes, big-endian, and so many bytes of JSON.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import orjson
 
-from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, is_unicode
+from vtriune.reward.judge import (
+    MAX_CHARACTERS,
+    MAX_DEPTH,
+    MAX_PARAMETERS,
+    MAX_PICTURES,
+    MAX_REASON,
+    JudgeItem,
+    is_deep,
+    is_unicode,
+)
 from vtriune.types import ImageSize, Progress, RewardSpec, Status, Verdict
 
 NOT_UNICODE = "\ud800"
 """Stands for an answer that is no Unicode text."""
 
+MAX_NAME = 200
+"""Characters of a data source, of which the rest is cut."""
+
 
 def encode_item(item: JudgeItem) -> bytes:
     """The item as JSON: equal items give equal bytes.
 
-    An overlong response or gold is cut where the judge already knows that it is overlong. Of a response with a lone
-    surrogate, which JSON can't hold and the judge doesn't read, only that is said.
+    What is too long, too deep or too many is cut where the judge already knows that it is, so that every item fits into
+    a request and has the same verdict everywhere. Of a response with a lone surrogate, which JSON can't hold and the
+    judge doesn't read, only that is said.
 
     Raises:
         ValueError: the sample holds what JSON can't: a lone surrogate, an object in the parameters.
@@ -32,18 +45,35 @@ def encode_item(item: JudgeItem) -> bytes:
     response = item.response[: MAX_CHARACTERS + 1]
     if len(spec.gold) > MAX_CHARACTERS:
         spec = replace(spec, gold=spec.gold[: MAX_CHARACTERS + 1])
+    if len(spec.verifier) > MAX_REASON:
+        spec = replace(spec, verifier=spec.verifier[: MAX_REASON + 1])
+    if spec.parameters and is_deep(spec.parameters):
+        spec = replace(spec, parameters=_cut(spec.parameters, MAX_DEPTH + 1))
     fields = {
         "response": response if is_unicode(response) else None,
         "spec": spec,
         "progress": item.progress,
-        "image_sizes": item.image_sizes,
+        "image_sizes": item.image_sizes[: MAX_PICTURES + 1],
         "response_tokens": item.response_tokens,
-        "source": item.source,
+        "source": item.source[:MAX_NAME],
     }
     try:
-        return orjson.dumps(fields, default=dict, option=orjson.OPT_SORT_KEYS)
+        data = orjson.dumps(fields, default=dict, option=orjson.OPT_SORT_KEYS)
+        if len(data) > MAX_PARAMETERS and len(orjson.dumps(spec.parameters, default=dict)) > MAX_PARAMETERS:
+            fields["spec"] = replace(spec, parameters={"": "x" * MAX_PARAMETERS})
+            data = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+        return data
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+def _cut(value: Any, depth: int) -> Any:
+    """`value` with nothing that is nested deeper than `depth` objects and lists."""
+    if isinstance(value, Mapping):
+        return {key: _cut(child, depth - 1) for key, child in value.items()} if depth else None
+    if isinstance(value, list | tuple):
+        return [_cut(child, depth - 1) for child in value] if depth else None
+    return value
 
 
 def decode_item(fields: dict[str, Any]) -> JudgeItem:
