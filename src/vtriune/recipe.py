@@ -49,7 +49,10 @@ class RewardConfig(BaseModel):
         600, gt=0, allow_inf_nan=False, description="Seconds that servers have for a group, all repetitions included."
     )
     patience: float = Field(
-        60, gt=0, allow_inf_nan=False, description="Seconds to wait for one reply before another server is asked."
+        150,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds to wait for one reply before another server is asked; more than the servers' --deadline.",
     )
 
     @model_validator(mode="after")

@@ -59,7 +59,7 @@ class AsyncRewardClient:
     """
 
     def __init__(
-        self, servers: Sequence[str], *, token: str = "", deadline: float = 600.0, patience: float = 60.0
+        self, servers: Sequence[str], *, token: str = "", deadline: float = 600.0, patience: float = 150.0
     ) -> None:
         if not servers or deadline <= 0 or patience <= 0:
             raise ValueError(
@@ -309,7 +309,7 @@ class RewardClient(BlockingJudge[AsyncRewardClient]):
     """`AsyncRewardClient` for code without an event loop; the arguments are the same."""
 
     def __init__(
-        self, servers: Sequence[str], *, token: str = "", deadline: float = 600.0, patience: float = 60.0
+        self, servers: Sequence[str], *, token: str = "", deadline: float = 600.0, patience: float = 150.0
     ) -> None:
         super().__init__(AsyncRewardClient(servers, token=token, deadline=deadline, patience=patience))
 
