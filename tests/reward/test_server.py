@@ -214,6 +214,10 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
         b'{"items":[' + SOUND + b"".join(b',"k%d":0' % n for n in range(MAX_VALUES - 100)) + b"}]}",
         422,
     ),
+    "nothing but unknown fields": (
+        b'{"items":[{' + b",".join(b'"k%d":0' % n for n in range(MAX_VALUES - 100)) + b"}]}",
+        422,
+    ),
     "as many faults as are read": (b'{"items":[' + b"{}," * (MAX_VALUES // 2 - 100) + b"{}]}", 422),
     "parameters": (
         b'{"items":['
@@ -247,11 +251,11 @@ def test_no_body_holds_up_the_others_or_takes_much_memory(attacked: Server, host
         while not pending.done():
             assert attacked.http.get("/healthz").status_code == httpx.codes.OK
         reply = pending.result()
-    assert reply.status_code == status, reply.text
+    assert reply.status_code == (413 if path == "/judge" and hostile != "one text" else status), reply.text
     assert reply.json()["detail"]
     assert len(reply.content) < 1000
-    # The body, in pieces and as a whole, and what remains of its texts.
-    assert resident(attacked, "VmHWM:") < before + 5 * FULL
+    # The body in pieces, as a whole and without its texts; and each fault holds what it is a fault of.
+    assert resident(attacked, "VmHWM:") < before + 8 * FULL
 
 
 def test_texts_full_of_commas_count_as_one_value(server: Server) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import socket
 from dataclasses import replace
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
+from vtriune.reward.judge import MAX_CHARACTERS, MAX_PARAMETERS, JudgeItem, judge_item
 from vtriune.reward.wire import (
     decode_item,
     decode_verdict,
@@ -128,3 +129,20 @@ def test_a_frame_that_breaks_off_is_the_end_of_the_channel(begun: bytes) -> None
         ours.close()
         with pytest.raises(EOFError):
             receive_frame(theirs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spec": replace(ITEM.spec, parameters={"a": "x" * MAX_PARAMETERS})},
+        {"spec": replace(ITEM.spec, parameters={"a": [[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]})},
+        {"spec": replace(ITEM.spec, verifier="x" * 3000)},
+        {"image_sizes": (ImageSize((9, 9), (9, 9)),) * 70_000},
+    ],
+)
+def test_what_is_beyond_the_judges_limits_is_cut_and_has_the_same_verdict(change: dict[str, Any]) -> None:
+    item = replace(ITEM, **change)
+    data = encode_item(item)
+    assert len(data) < 2 * MAX_PARAMETERS
+    assert judge_item(decode_item(orjson.loads(data))) == judge_item(item)
+    assert judge_item(item).status is Status.UNSCORABLE

@@ -39,6 +39,10 @@ MAX_DEPTH = 16
 """Objects within objects in reward_verifier_parm."""
 
 
+MAX_VALUES = 4096
+"""Values in a payload, those of fields that are passed over included."""
+
+
 class Payload(BaseModel):
     """One answer to be judged, field for field as the released client sends it."""
 

@@ -385,7 +385,9 @@ def _add_judging(app: FastAPI, service: Service) -> None:
     async def judge_released(request: Request) -> Response:
         began = time.perf_counter()
         try:
-            item = released.read(_PAYLOAD.validate_json(await read_body(request)), settings.judge_preset)
+            item = released.read(
+                _PAYLOAD.validate_json(await read_body(request, released.MAX_VALUES)), settings.judge_preset
+            )
         except ValidationError as error:
             return problem(422, explain(error))
         except UserError as error:
@@ -471,11 +473,11 @@ def while_connected(request: Request) -> Iterator[None]:
             one.cancel()
 
 
-async def read_body(request: Request) -> bytes:
-    """A body that is parsed in no time, relative to its length. An HTTPException is what is answered."""
+async def read_body(request: Request, limit: int = MAX_VALUES) -> bytes:
+    """A body of at most `limit` values. An HTTPException is what is answered."""
     body = await request.body()
-    if too_many_values(body):
-        raise HTTPException(413, f"the body holds more than {MAX_VALUES} values; send fewer items")
+    if too_many_values(body, limit):
+        raise HTTPException(413, f"the body holds more than {limit} values; send fewer items")
     return body
 
 
