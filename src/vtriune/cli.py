@@ -276,8 +276,8 @@ def serve(
     pool.warm_up()
 
     from vtriune.reward.client import read_token  # noqa: PLC0415 - half a second, in which the workers warm up
-    from vtriune.reward.server import Settings  # noqa: PLC0415
     from vtriune.reward.server import serve as run  # noqa: PLC0415
+    from vtriune.reward.service import Settings  # noqa: PLC0415
 
     settings = Settings(
         host=host,

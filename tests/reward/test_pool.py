@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
-from vtriune.reward.pool import MIN_MEMORY, AsyncJudgePool, JudgePool, cpu_seconds
+from vtriune.reward.pool import MIN_MEMORY, AsyncJudgePool, JudgePool
+from vtriune.reward.processes import cpu_seconds
 from vtriune.reward.wire import decode_verdict, encode_item, join, receive_frame, send_frame
 from vtriune.reward.worker import READY
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, Verdict

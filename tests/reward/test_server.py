@@ -23,11 +23,12 @@ from tests.reward.conftest import SLOW, Serve, Server, item
 from tests.reward.test_pool import TOWER, mixed_items
 
 from vtriune.reward.api import MAX_VALUES
+from vtriune.reward.app import create_app
 from vtriune.reward.guard import BODIES
 from vtriune.reward.judge import judge_item
 from vtriune.reward.pool import AsyncJudgePool
 from vtriune.reward.released import SILENT_ZERO
-from vtriune.reward.server import Service, Settings, create_app
+from vtriune.reward.service import Service, Settings
 from vtriune.reward.wire import encode_item
 from vtriune.types import Status, UserError, Verdict
 
@@ -565,7 +566,8 @@ def test_the_server_is_small_and_imports_nothing_heavy(server: Server) -> None:
     assert resident(server) < 200 * 2**20
     code = (
         "import sys, vtriune.reward.server, vtriune.reward.pool\n"
-        "from vtriune.reward.server import _verifiers, Settings, Service, create_app\n"
+        "from vtriune.reward.app import _verifiers, create_app\n"
+        "from vtriune.reward.service import Service, Settings\n"
         "create_app(Service(vtriune.reward.pool.AsyncJudgePool(), Settings()))\n"
         "_verifiers()\n"
         "print(*{'torch', 'transformers', 'sympy', 'scipy', 'math_verify'} & set(sys.modules))\n"

@@ -1,7 +1,7 @@
 """Judging in worker processes that can be killed: a poisonous answer costs itself its score, and nobody else anything.
 
 Who judges what, what is set aside, replacement and the meaning of a worker's death live here; where workers come from
-is `forkserver.py`, what one does `worker.py`, what a verdict is `judge.py`.
+is `forkserver.py`, what one does `worker.py`, the pool's side of both `processes.py`; what a verdict is `judge.py`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import orjson
 
 from vtriune.reward.blocking import BlockingJudge, OnVerdict
 from vtriune.reward.judge import JudgeItem, exhausted, gold_exhausted
-from vtriune.reward.wire import decode_verdict, encode_item, frame, frames, join
-from vtriune.reward.worker import DROP, READY
+from vtriune.reward.processes import ForkServer, Worker, cpu_seconds, ending, reads_gold
+from vtriune.reward.submission import Submission, Task
+from vtriune.reward.wire import decode_verdict, encode_item
+from vtriune.reward.worker import READY
 from vtriune.types import Status, Verdict
 
 GROUP = 8
@@ -128,18 +124,18 @@ class AsyncJudgePool:
         self._counters: Counter[str] = Counter()
         self._closed = False
         self._depth = 0
-        self._queue: deque[_Submission] = deque()
+        self._queue: deque[Submission] = deque()
         """Submissions that have tasks waiting; they take turns."""
-        self._again: deque[_Task] = deque()
+        self._again: deque[Task] = deque()
         """What a worker left behind: goes first."""
-        self._later: deque[_Task] = deque()
+        self._later: deque[Task] = deque()
         """Heavy answers that found no place."""
-        self._bad_gold: deque[_Task] = deque(maxlen=64)
+        self._bad_gold: deque[Task] = deque(maxlen=64)
         """Of each sample whose gold has lately exhausted a worker, one task."""
-        self._workers: set[_Worker] = set()
+        self._workers: set[Worker] = set()
         self._forking: deque[socket.socket] = deque()
         """Our ends of the channels of workers that have been asked for."""
-        self._forks: _ForkServer | None = None
+        self._forks: ForkServer | None = None
         self._false_starts = 0
         self._warm = False
         self._ticking = False
@@ -148,7 +144,7 @@ class AsyncJudgePool:
     def warm_up(self) -> None:
         """Begin to warm up before there is an event loop, for who has something else to load meanwhile."""
         with contextlib.suppress(OSError):  # `start` will meet it again
-            self._forks = _ForkServer(self._settings)
+            self._forks = ForkServer(self._settings)
 
     async def start(self) -> None:
         """Begin. Must be called in the event loop that the pool is used in."""
@@ -167,8 +163,8 @@ class AsyncJudgePool:
         """
         if self._closed:
             raise RuntimeError("the judge pool is closed")
-        submission = _Submission(len(items), on_verdict, self._loop.create_future())
-        tasks: dict[bytes, _Task] = {}
+        submission = Submission(len(items), on_verdict, self._loop.create_future())
+        tasks: dict[bytes, Task] = {}
         for position, item in enumerate(items):
             if position % 256 == 255:
                 await asyncio.sleep(0)  # others have their turn while many are written
@@ -177,7 +173,7 @@ class AsyncJudgePool:
             except ValueError as error:
                 submission.settle([position], Verdict(Status.UNSCORABLE, reason=f"not to be written as JSON: {error}"))
                 continue
-            tasks.setdefault(data, _Task(submission, item, data)).positions.append(position)
+            tasks.setdefault(data, Task(submission, item, data)).positions.append(position)
         submission.waiting.extend(tasks.values())
         self._counters["judged"] += len(tasks)
         self._counters["reused"] += sum(len(task.positions) - 1 for task in tasks.values())
@@ -226,7 +222,7 @@ class AsyncJudgePool:
 
     # What is judged where.
 
-    def _enqueue(self, submission: _Submission) -> None:
+    def _enqueue(self, submission: Submission) -> None:
         if self._closed:  # in the meantime
             self._fail(submission.waiting, CLOSED)
         elif submission.waiting:
@@ -249,7 +245,7 @@ class AsyncJudgePool:
             self._ticking = True
             self._loop.call_later(TICK, self._tick)
 
-    def _available(self) -> _Worker | None:
+    def _available(self) -> Worker | None:
         active = [worker for worker in self._workers if not worker.aside]
         busy = [worker for worker in active if worker.tasks]
         if len(busy) < self._size and len(busy) < len(active):
@@ -258,10 +254,10 @@ class AsyncJudgePool:
             return max(idle, key=lambda worker: (worker.warm, worker.progress))
         return next((worker for worker in busy if len(worker.tasks) <= LOW_WATER), None)
 
-    def _take(self) -> list[_Task]:
+    def _take(self) -> list[Task]:
         """The next tasks for one worker: what was left behind first, then a group of each submission in turn."""
         most = min(max(math.ceil(self._depth / (2 * self._size)), GROUP), MAX_CHUNK)
-        chunk: list[_Task] = []
+        chunk: list[Task] = []
         size = 0
         while len(chunk) < most and size < MAX_CHUNK_BYTES:
             if self._again:
@@ -285,11 +281,11 @@ class AsyncJudgePool:
                     size += len(task.data)
         return chunk
 
-    def _settle(self, task: _Task, verdict: Verdict) -> None:
+    def _settle(self, task: Task, verdict: Verdict) -> None:
         self._depth -= 1
         task.submission.settle(task.positions, verdict)
 
-    def _fail(self, tasks: deque[_Task], reason: str) -> None:
+    def _fail(self, tasks: deque[Task], reason: str) -> None:
         while tasks:
             self._settle(tasks.popleft(), Verdict(Status.FAILED, reason=reason))
 
@@ -329,7 +325,7 @@ class AsyncJudgePool:
         if self._ticking:
             self._loop.call_later(TICK, self._tick)
 
-    def _set_aside(self, worker: _Worker) -> None:
+    def _set_aside(self, worker: Worker) -> None:
         """Take away from it all but the answer it is at work on."""
         task, *rest = worker.tasks
         worker.tasks = deque([task])
@@ -341,7 +337,7 @@ class AsyncJudgePool:
         worker.drop()
         self._dispatch()
 
-    def _put_last(self, worker: _Worker) -> None:
+    def _put_last(self, worker: Worker) -> None:
         """It goes on at low priority, or, if too many do, another time."""
         if self._has_heavy_place():
             worker.heavy = True
@@ -372,7 +368,7 @@ class AsyncJudgePool:
         """Start the fork server; twice in a row without success is enough for now."""
         while self._false_starts < 2:
             try:
-                self._forks = _ForkServer(self._settings)
+                self._forks = ForkServer(self._settings)
             except OSError as error:
                 self._false_starts += 1
                 fault = f"{type(error).__name__}: {error}"
@@ -382,7 +378,7 @@ class AsyncJudgePool:
         self._forks = None
         self._fail_waiting(f"no judge worker can be started: {fault}")
 
-    def _attend(self, forks: _ForkServer) -> None:
+    def _attend(self, forks: ForkServer) -> None:
         self._loop.add_reader(forks.control, self._listen)
         self._loop.call_later(START_LIMIT, forks.kill_unless_ready)
 
@@ -424,7 +420,7 @@ class AsyncJudgePool:
             else:
                 forks.fault = told["error"]
 
-    def _forks_lost(self, forks: _ForkServer) -> None:
+    def _forks_lost(self, forks: ForkServer) -> None:
         """The fork server has gone, and its workers with it."""
         self._loop.remove_reader(forks.control)
         code = forks.end()
@@ -442,10 +438,10 @@ class AsyncJudgePool:
         if self._false_starts < 2:
             self._launch()
         else:
-            self._fail_waiting(f"no judge worker can be started: {forks.fault or _name(code)}")
+            self._fail_waiting(f"no judge worker can be started: {forks.fault or ending(code)}")
 
     async def _connect(self, channel: socket.socket, pid: int, warm: bool) -> None:
-        worker = _Worker(self, pid, warm)
+        worker = Worker(self, pid, warm)
         await self._loop.create_unix_connection(lambda: worker, sock=channel)
         if self._closed:
             worker.transport.abort()
@@ -471,12 +467,12 @@ class AsyncJudgePool:
         if self._forks:
             self._forks.order(orjson.dumps(order), channel)
 
-    def _kill(self, worker: _Worker) -> None:
+    def _kill(self, worker: Worker) -> None:
         worker.aside = worker.dying = worker.killed = True
         self._loop.call_later(STUCK, self._expect_burial, worker)
         self._order(kill=worker.pid)
 
-    def received(self, worker: _Worker, data: bytes) -> None:
+    def received(self, worker: Worker, data: bytes) -> None:
         """A worker's verdict on its first task, or the news that it has nothing left to do."""
         if data == READY:
             worker.drops -= 1
@@ -515,23 +511,23 @@ class AsyncJudgePool:
         elif len(idle) > self._size + SPARES:
             self._kill(min(idle, key=lambda worker: worker.progress))
 
-    def lost(self, worker: _Worker) -> None:
+    def lost(self, worker: Worker) -> None:
         """A worker's channel has closed: all of its verdicts have been read."""
         worker.lost = worker.aside = worker.dying = True
         self._loop.call_later(STUCK, self._expect_burial, worker)
         self._bury_if_known(worker)
 
-    def _expect_burial(self, worker: _Worker) -> None:
+    def _expect_burial(self, worker: Worker) -> None:
         if worker in self._workers and self._forks:
             self._forks.kill()  # it does not do what it is told
 
-    def _bury_if_known(self, worker: _Worker) -> None:
+    def _bury_if_known(self, worker: Worker) -> None:
         if worker.lost and worker in self._workers and self._forks and worker.pid in self._forks.codes:
             self._workers.discard(worker)
             self._bury(worker, self._forks.codes.pop(worker.pid))
             self._dispatch()
 
-    def _bury(self, worker: _Worker, code: int) -> None:
+    def _bury(self, worker: Worker, code: int) -> None:
         """Settle what a dead worker leaves: the first unanswered task is what it died of, the others go on."""
         end: End
         if not worker.tasks:
@@ -566,7 +562,7 @@ class AsyncJudgePool:
             end = "crashed"
             culprit.crashes += 1
             if culprit.crashes > 1:
-                reason = f"the judge died of it twice: {_name(code)}"
+                reason = f"the judge died of it twice: {ending(code)}"
                 self._settle(culprit, Verdict(Status.FAILED, reason=reason))
             else:
                 rest = [culprit, *rest]
@@ -596,166 +592,3 @@ class JudgePool(BlockingJudge[AsyncJudgePool]):
     def pids(self) -> list[int]:
         """See `AsyncJudgePool.pids`."""
         return self.judge.pids()
-
-
-class _Submission:
-    """The items of one call of `judge`, and their verdicts as they come in."""
-
-    def __init__(self, size: int, on_verdict: OnVerdict | None, future: asyncio.Future[list[Verdict]]) -> None:
-        self.future = future
-        self.waiting: deque[_Task] = deque()
-        self._on_verdict = on_verdict
-        self._verdicts: list[Verdict | None] = [None] * size
-        self._missing = size
-        if not size:
-            future.set_result([])
-
-    def settle(self, positions: Iterable[int], verdict: Verdict) -> None:
-        if self.future.done():  # cancelled
-            return
-        for position in positions:
-            self._verdicts[position] = verdict
-            self._missing -= 1
-            if self._on_verdict:
-                self._on_verdict(position, verdict)
-        if not self._missing:
-            self.future.set_result(cast(list[Verdict], self._verdicts))
-
-
-@dataclass(slots=True, eq=False)
-class _Task:
-    """One distinct answer of a submission, and where its verdict belongs."""
-
-    submission: _Submission
-    item: JudgeItem
-    data: bytes
-    """The item as it travels."""
-    positions: list[int] = field(default_factory=list)
-    crashes: int = 0
-
-    def same_sample(self, other: _Task) -> bool:
-        return (self.item.spec, self.item.image_sizes) == (other.item.spec, other.item.image_sizes)
-
-
-class _Worker(asyncio.Protocol):
-    """A worker process, as the pool sees it."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, pool: AsyncJudgePool, pid: int, warm: bool) -> None:
-        self.pid = pid
-        self.tasks: deque[_Task] = deque()
-        """What it has been sent and not answered; it is at work on the first."""
-        self.held: Sequence[_Task] = ()
-        """What waits for the same gold as its only task."""
-        self.aside = True
-        """It gets nothing to do: it warms up, is busy with a slow answer, or on its way out."""
-        self.drops = 1
-        """How often it is still to say that it has nothing left to do."""
-        self.warm = warm
-        """It was forked when all libraries were there."""
-        self.waiting = False
-        """It waits without computing."""
-        self.heavy = self.postponed = self.hung = self.killed = self.dying = self.lost = False
-        self.progress = 0
-        self.seen, self.since, self.spent = -1, 0.0, 0.0
-        """Progress when last looked at, since when it has been so, and the CPU time spent until then."""
-        self.checked = 0.0, 0.0
-        self._pool = pool
-        self._buffer = bytearray()
-
-    def assign(self, tasks: Sequence[_Task]) -> None:
-        if tasks:
-            self.progress += not self.tasks
-            self.tasks.extend(tasks)
-            self.transport.write(frame(join([task.data for task in tasks])))
-
-    def drop(self) -> None:
-        """Have it forget all but what it is at work on, and give it nothing until it says so."""
-        self.aside = True
-        self.drops += 1
-        self.transport.write(frame(DROP))
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        for content in list(frames(self._buffer)):
-            self._pool.received(self, content)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._pool.lost(self)
-
-
-class _ForkServer:
-    """The fork server's process and the channel to it. Raises OSError if it can't be started."""
-
-    def __init__(self, settings: str) -> None:
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control.setblocking(False)
-        self.ready = self.warm = False
-        self.fault = ""
-        self.codes: dict[int, int] = {}
-        """Exit codes of workers that have ended and are not buried."""
-        with theirs:
-            # An exec, never a bare fork: this process may hold threads and torch. -P, since the folder that training
-            # is started in may hold a signal.py. A process group of its own: Ctrl-C is for the parent to handle.
-            # One hash seed, since the order of sympy's sets is the order in which it tries things.
-            threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-            try:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "vtriune.reward.forkserver", settings],
-                    stdin=theirs.fileno(),
-                    stdout=2,
-                    env={**os.environ, **threads, "PYTHONHASHSEED": "0"},
-                    process_group=0,
-                )
-            except OSError:
-                self.control.close()
-                raise
-
-    def order(self, message: bytes, channel: socket.socket | None) -> None:
-        try:
-            if channel is None:
-                self.control.send(message)
-            else:
-                socket.send_fds(self.control, [message], [channel.fileno()])
-        except OSError:  # it is gone, or stuck: in either case its end will be noticed
-            self.kill()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def kill_unless_ready(self) -> None:
-        if not self.ready:
-            self.kill()
-
-    def end(self) -> int:
-        """Close the channel, which it takes as its end, and wait for it. Returns its exit code."""
-        self.control.close()
-        try:
-            return self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time that a process of ours has used; 0 if it has ended."""
-    try:
-        return time.clock_gettime((~pid << 3) | 2)  # as clock_getcpuclockid(3) does on Linux
-    except OSError:
-        return 0.0
-
-
-def reads_gold(pid: int) -> bool:
-    """Is it at work on gold, rather than on an answer? A worker names its process by its phase."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text() == "gold\n"
-    except OSError:
-        return False
-
-
-def _name(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
