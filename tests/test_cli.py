@@ -423,3 +423,30 @@ def test_a_folder_that_is_no_sound_run_is_an_error(command: Command, runs: Path,
     result = command("runs", "show", runs / name)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
+
+
+def test_a_misspelt_key_of_a_line_is_an_error_and_a_note_is_none(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"response": "4", "ground_truth": "4", "verifer": "ocr"}\n')
+    told = command("judge", file)
+    assert told.code == 2
+    assert 'verifer: unknown key; did you mean "verifier"?' in told.err
+    file.write_text('{"response": "4", "ground_truth": "4", "verifier": "ocr", "note": "mine", "id": 7}\n')
+    assert command("judge", file).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--remote", "style=foo"], "is no URL"),
+        (["--remote", "style"], "name=url"),
+        (["--host", "0.0.0.0"], "--token-file"),
+        (["--load", "os.py:getcwd"], "leave out .py"),
+        (["--token-file", "missing"], "can't be read"),
+        (["--job", "../x", "--discovery-dir", "."], "name of one folder"),
+    ],
+)
+def test_a_server_that_could_not_serve_says_so_at_once(command: Command, arguments: list[str], message: str) -> None:
+    told = command("serve", "--port", "0", *arguments)
+    assert told.code == 2
+    assert message in told.err

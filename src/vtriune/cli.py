@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -196,6 +197,10 @@ def _read_lines(file: Path, defaults: dict[str, JsonValue]) -> list[_JudgedLine]
 def _line(fields: object, defaults: dict[str, JsonValue], where: str) -> _JudgedLine:
     if not isinstance(fields, dict):
         raise UserError(f'{where}: is not a JSON object; write {{"response": ..., "ground_truth": ...}}')
+    known = _JudgedLine.model_fields
+    for key in fields.keys() - known.keys():  # others may be notes of the user's own
+        if near := get_close_matches(str(key), known, n=1, cutoff=0.75):
+            raise UserError(f'{where}: {key}: unknown key; did you mean "{near[0]}"?')
     try:
         return _JudgedLine.model_validate(defaults | fields)
     except ValidationError as error:
@@ -230,8 +235,10 @@ def serve(
     host: Annotated[str, typer.Option(help="Address; others than the loopback want --token-file.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8192,
     workers: Annotated[int, typer.Option(help="Processes that judge at a time.", min=1)] = 2,
-    cpu_limit: Annotated[float, typer.Option(help="Seconds of CPU time per answer; beyond it scores 0.")] = 2.0,
-    memory_limit: Annotated[int, typer.Option(help="MiB of address space per worker.")] = 2048,
+    cpu_limit: Annotated[
+        float, typer.Option(help="Seconds of CPU time per answer; beyond it scores 0.", min=0.01)
+    ] = 2.0,
+    memory_limit: Annotated[int, typer.Option(help="MiB of address space per worker.", min=1024)] = 2048,
     max_body: Annotated[int, typer.Option(help="MiB of a request's body.", min=1)] = 32,
     queue: Annotated[int, typer.Option(help="Answers that may wait; beyond it 429.", min=1)] = 16384,
     deadline: Annotated[float, typer.Option(help="Seconds for a request.", min=0.001)] = 120.0,
@@ -261,12 +268,14 @@ def serve(
     """
     from vtriune.reward.pool import AsyncJudgePool  # noqa: PLC0415
     from vtriune.verifiers import registry  # noqa: PLC0415
+    from vtriune.verifiers import remote as remote_services  # noqa: PLC0415
 
     remotes = dict(one.split("=", 1) for one in remote or () if "=" in one)
     if len(remotes) != len(remote or ()):
         raise UserError("--remote: write it as name=url, each name once")
     if "/" in job or job.startswith("."):
         raise UserError(f"--job {job}: is the name of one folder; leave out slashes and leading dots")
+    remote_services.configure(remotes)  # an address that is none is an error at once
     for place in load or ():
         registry.register(place)
     try:

@@ -212,7 +212,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
         if service.draining:
             return problem(503, "the server is about to end")
         if not service.pool.ready:
-            return problem(503, "the workers are warming up")
+            return problem(503, service.pool.fault or "the workers are warming up")
         return JSONResponse({"status": "ready"})
 
     @app.get("/v1/verifiers", summary="Names, definitions and parameters of the verifiers, and versions.")

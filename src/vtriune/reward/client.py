@@ -6,6 +6,7 @@ What a server does is `server.py`; what is sent is `wire.py`'s item with an id. 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 import uuid
@@ -23,6 +24,11 @@ from vtriune.reward.blocking import BlockingJudge, OnVerdict
 from vtriune.reward.judge import JudgeItem
 from vtriune.reward.wire import encode_item
 from vtriune.types import Status, UserError, Verdict
+
+LOG = logging.getLogger(__name__)
+
+SILENCE = 3.0
+"""Seconds without any server before the user is told."""
 
 BATCH = 256
 """Answers per request: several servers share a large batch, and little is lost with a connection."""
@@ -65,6 +71,9 @@ class AsyncRewardClient:
             raise ValueError(
                 f"a reward client needs servers, and times above 0: got {servers=} {deadline=} {patience=}"
             )
+        for url in servers:
+            if not url.startswith(("http://", "https://")):
+                raise UserError(f"reward server {url!r}: is no URL; write it as http://host:port")
         self._servers = [_Server(url.rstrip("/")) for url in servers]
         self._headers = {"Content-Type": "application/json"}
         if token:
@@ -87,13 +96,19 @@ class AsyncRewardClient:
         self._news = asyncio.Condition()
         for server in self._servers:
             self._break(server)
+        waiting = self._loop.call_later(SILENCE, self._say_that_it_waits)
         working = await self._choose(self._loop.time() + self._deadline)
+        waiting.cancel()
         faults = "; ".join(f"{server.url}: {server.fault}" for server in self._servers if server.fault)
         refused = any(server.refuses for server in self._servers)
         if working is None or refused:
             await self.close()
-            remedy = "check reward.token_file" if refused else "start one with `vtriune serve`"
+            remedy = "check the token (reward.token_file)" if refused else "start one with `vtriune serve`"
             raise UserError(f"no reward server can be used: {faults}; {remedy}")
+
+    def _say_that_it_waits(self) -> None:
+        faults = "; ".join(f"{server.url}: {server.fault}" for server in self._servers)
+        LOG.warning("waiting for a reward server, for %g s at most: %s", self._deadline, faults)
 
     async def judge(self, items: Sequence[JudgeItem], on_verdict: OnVerdict | None = None) -> list[Verdict]:
         """One verdict per item, in order; never raises for what servers do.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import signal
 import socket
@@ -24,6 +25,8 @@ from vtriune.reward.submission import Submission, Task
 from vtriune.reward.wire import decode_verdict, encode_item
 from vtriune.reward.worker import READY
 from vtriune.types import Status, Verdict
+
+LOG = logging.getLogger(__name__)
 
 GROUP = 8
 """Answers that are handed over together, if so many wait: groups of 8 stay together, since gold is parsed once then."""
@@ -137,6 +140,8 @@ class AsyncJudgePool:
         """Our ends of the channels of workers that have been asked for."""
         self._forks: ForkServer | None = None
         self._false_starts = 0
+        self.fault = ""
+        """Why there are no workers, if that is so."""
         self._warm = False
         self._ticking = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -289,6 +294,12 @@ class AsyncJudgePool:
         while tasks:
             self._settle(tasks.popleft(), Verdict(Status.FAILED, reason=reason))
 
+    def _give_up(self, reason: str) -> None:
+        """There are no workers, and why; the next request is another try."""
+        self.fault = f"no judge worker can be started: {reason}"
+        LOG.error("%s", self.fault)
+        self._fail_waiting(self.fault)
+
     def _fail_waiting(self, reason: str) -> None:
         for tasks in (self._again, self._later, *(submission.waiting for submission in self._queue)):
             self._fail(tasks, reason)
@@ -376,7 +387,7 @@ class AsyncJudgePool:
                 self._attend(self._forks)
                 return
         self._forks = None
-        self._fail_waiting(f"no judge worker can be started: {fault}")
+        self._give_up(fault)
 
     def _attend(self, forks: ForkServer) -> None:
         self._loop.add_reader(forks.control, self._listen)
@@ -398,6 +409,7 @@ class AsyncJudgePool:
             told = orjson.loads(data)
             if "ready" in told:
                 forks.ready = True
+                self.fault = ""
                 self._false_starts = 0
                 self._replenish()
             elif "warm" in told:
@@ -412,7 +424,7 @@ class AsyncJudgePool:
                 self._forking.popleft().close()
                 self._loop.call_later(0.5, self._replenish)
                 if not self._workers:
-                    self._fail_waiting(f"no judge worker can be started: {told['not_forked']}")
+                    self._give_up(told["not_forked"])
             elif "ended" in told:
                 forks.codes[told["ended"]] = told["code"]
                 for worker in [worker for worker in self._workers if worker.pid == told["ended"]]:
@@ -438,7 +450,7 @@ class AsyncJudgePool:
         if self._false_starts < 2:
             self._launch()
         else:
-            self._fail_waiting(f"no judge worker can be started: {forks.fault or ending(code)}")
+            self._give_up(forks.fault or ending(code))
 
     async def _connect(self, channel: socket.socket, pid: int, warm: bool) -> None:
         worker = Worker(self, pid, warm)

@@ -97,9 +97,14 @@ def register(place: str) -> str:
     try:
         found = import_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's module does
+        if module.endswith(".py"):
+            remedy = "leave out .py"
+        elif isinstance(error, ModuleNotFoundError) and error.name == module:
+            remedy = "is it in the current folder or in PYTHONPATH?"
+        else:
+            remedy = "mend it; it must import by itself"
         raise UserError(
-            f'verifier "{place}": {module} can\'t be imported ({type(error).__name__}: {error}); '
-            "is it in the current folder or in PYTHONPATH, and does it import by itself?"
+            f'verifier "{place}": {module} can\'t be imported ({type(error).__name__}: {error}); {remedy}'
         ) from error
     if not hasattr(found, attribute):
         raise UserError(f'verifier "{place}": {getattr(found, "__file__", module)} has no "{attribute}"')
