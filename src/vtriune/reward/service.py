@@ -18,7 +18,7 @@ from vtriune.types import Preset, Status, UserError, Verdict
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
-REMEMBERED = 16384
+REMEMBERED = 4096
 """Verdicts kept for clients that lost the connection and ask again."""
 
 
