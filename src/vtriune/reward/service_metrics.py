@@ -14,7 +14,7 @@ from vtriune.reward.pool import AsyncJudgePool
 from vtriune.types import Status, Verdict
 from vtriune.verifiers import registry
 
-MAX_SOURCES = 200
+MAX_SOURCES = 50
 """Data sources counted by name; names come from outside, and each costs memory. The others are `other`."""
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
