@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes
+from vtriune.verifiers.box_text import MAX_BOXES, Box, BoxList, read_boxes, read_loose
 from vtriune.verifiers.released_detection import read_boxes_as_released
 
 CAT = Box("cat", 1, 2, 3, 4)
@@ -187,3 +187,41 @@ def test_400000_characters_of_anything_are_read_in_linear_time(unit: str) -> Non
 def test_no_text_breaks_the_reading(text: str) -> None:
     for found in (read_boxes(text), read_boxes_as_released(f"<answer>{text}</answer>")):
         assert all(box.x1 <= box.x2 and box.y1 <= box.y2 for box in found.boxes)
+
+
+@st.composite
+def nearly_strict(draw: st.DrawFn) -> str:
+    """One JSON list of boxes, as strict as can be, with some of it replaced."""
+    text = json.dumps(draw(st.sampled_from([as_objects, as_swapped_objects]))(draw(boxes_with(any_label))))
+    for _ in range(draw(st.integers(0, 3))):
+        start, end = sorted(draw(st.tuples(st.integers(0, len(text)), st.integers(0, len(text)))))
+        end = min(end, start + draw(st.integers(0, 12)))
+        inserted = st.sampled_from(
+            ("", "[]", "]", "{", '"', "'", "NaN", "1e999", "9" * 400, " " * 401, text, "\\", "-0")
+        )
+        text = text[:start] + draw(inserted) + text[end:]
+    return draw(st.sampled_from(("{}", "```json\n{}\n```", "Two [2]: {}", "{} {{}}"))).replace("{}", text, 1)
+
+
+@given(nearly_strict())
+def test_the_short_cut_for_strict_json_reads_what_the_long_way_reads(text: str) -> None:
+    assert read_boxes(text) == read_loose(text)
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [
+        '{"bbox_2d": [1, 2, 3, 4], "label": "a", "label": "b"}',
+        '{"bbox_2d": [1, 2, 3, 4], "bbox_2d": [2, 2, 3, 4]}',
+        '{"bbox_2d": [3, 2, 1, 4], "label": "swapped"}',
+        '{"bbox_2d": [], "label": ""}',
+        '{"bbox_2d": [true, 2, 3, 4], "label": "a"}',
+        '{"bbox_2d": [123456789012345678901234567890, 2, 1e40, 4], "label": "a"}',
+        '{"bbox_2d": [1, 2, 3, 4], "label": ["a"]}',
+        '{"bbox_2d": ["1", 2, 3, 4], "label": "a"}, 7',
+        '{"bbox_2d": [1, 2, 3, 4], "label": "' + "a" * 600 + '"}',
+        '{"bbox_2d": [1, 2, 3, ' + " " * 400 + '4], "label": "a"}',
+    ],
+)
+def test_the_short_cut_gives_way_where_it_would_differ(objects: str) -> None:
+    assert read_boxes(f"[{objects}]") == read_loose(f"[{objects}]")

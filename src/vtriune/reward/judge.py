@@ -281,7 +281,8 @@ def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:
         if not 0 <= share <= 1:
             raise ValueError(f"{name} came out as {share}; it is a share from 0 to 1")
     reward = weigh(outcome.accuracy, outcome.format, item.spec)
-    _check_finite({"reward": reward, **outcome.report})
+    if not (isfinite(reward) and all(map(isfinite, outcome.report.values()))):
+        _refuse_not_finite({"reward": reward, **outcome.report})
     return Verdict(
         Status.SCORED,
         reward=reward,
@@ -293,10 +294,9 @@ def _judge(item: JudgeItem, prepared: _Prepared, context: Context) -> Verdict:
     )
 
 
-def _check_finite(measured: Mapping[str, float]) -> None:
-    for name, value in measured.items():
-        if not isfinite(value):
-            raise ValueError(f"{name} came out as {value}")
+def _refuse_not_finite(measured: Mapping[str, float]) -> None:
+    name, value = next((name, value) for name, value in measured.items() if not isfinite(value))
+    raise ValueError(f"{name} came out as {value}")
 
 
 def _line(text: str) -> str:

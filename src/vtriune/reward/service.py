@@ -59,7 +59,7 @@ class _Job:
 
     key: tuple[str, int] | None
     batch: _Batch
-    verdict: Verdict | None = None
+    settled: bool = False
     askers: list[tuple[_Asked, int]] = field(default_factory=list)
     """Requests that wait for it, and its position in each."""
 
@@ -68,6 +68,8 @@ class _Job:
 class _Batch:
     """Answers that the pool was handed together. What is judged for several requests ends when none is left."""
 
+    left: int = 0
+    """Answers without a verdict."""
     askers: int = 0
     """Requests that wait for one of them."""
     task: asyncio.Task[None] | None = None
@@ -104,7 +106,8 @@ class Service:
         self.draining = False
         self.waiting = 0
         """Answers of requests that are not answered yet. What they take of memory is bounded by `Guard`."""
-        self._known: OrderedDict[tuple[str, int], _Job] = OrderedDict()
+        self._known: OrderedDict[tuple[str, int], _Job | Verdict] = OrderedDict()
+        """What is being judged, and what has been: of that, no more than the verdict is kept."""
 
     def is_full(self, count: int) -> bool:
         """Would `count` more answers be too many?"""
@@ -126,18 +129,19 @@ class Service:
         new: list[JudgeItem] = []
         for position, item in enumerate(items):
             key = (names[position], _content(item)) if names else None
-            job = self._known.get(key) if key else None
-            if job is None:
-                job = _Job(key, batch)
+            known = self._known.get(key) if key else None
+            if isinstance(known, Verdict):
+                asked.tell(position, known)
+                continue
+            job = known or _Job(key, batch)
+            if not known:
                 jobs.append(job)
                 new.append(item)
                 if key:
                     self._remember(key, job)
-            if job.verdict is None:
-                job.askers.append((asked, position))
-                asked.batches.add(job.batch)
-            else:
-                asked.tell(position, job.verdict)
+            job.askers.append((asked, position))
+            asked.batches.add(job.batch)
+        batch.left = len(jobs)
         for one in asked.batches:
             one.askers += 1
         if new:
@@ -158,14 +162,14 @@ class Service:
             self.waiting -= len(asked.verdicts)
             for batch in asked.batches:
                 batch.askers -= 1
-                if not batch.askers and batch.task:
+                if not batch.askers and batch.left and batch.task:
                     batch.task.cancel()
         return cast(list[Verdict], asked.verdicts)
 
     async def _judge(self, items: Sequence[JudgeItem], jobs: Sequence[_Job]) -> None:
         def settle(position: int, verdict: Verdict) -> None:
             job = jobs[position]
-            if job.verdict is None:
+            if not job.settled:
                 self._settle(job, verdict)
                 self.metrics.count(items[position], verdict)
 
@@ -179,9 +183,13 @@ class Service:
                 settle(position, Verdict(Status.FAILED, reason=missing))
 
     def _settle(self, job: _Job, verdict: Verdict) -> None:
-        job.verdict = verdict
-        if verdict.status is Status.FAILED and job.key and self._known.get(job.key) is job:
-            del self._known[job.key]
+        job.settled = True
+        job.batch.left -= 1
+        if job.key and self._known.get(job.key) is job:
+            if verdict.status is Status.FAILED:
+                del self._known[job.key]
+            else:
+                self._known[job.key] = verdict
         askers, job.askers = job.askers, []
         for asked, position in askers:
             asked.tell(position, verdict)

@@ -6,7 +6,7 @@ No verifier lives here; weighing (eq. 8) and time limits are the judge's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Protocol, TypeVar
 
@@ -88,7 +88,9 @@ def in_context_of(params: BaseModel, context: Context) -> Context:
     if context.progress is None:
         raise ValueError("a threshold needs the progress of training, and the context has none")
     eps = threshold(params.iou_threshold, context.progress, evaluation=params.eval_iou_threshold, preset=context.preset)
-    return replace(context, threshold=eps)
+    # Not `replace`, which takes as long as the threshold.
+    own = context.preset, context.split, eps, context.image_sizes, context.progress, context.response_tokens
+    return Context(*own)
 
 
 ParamsT = TypeVar("ParamsT", bound=BaseModel)

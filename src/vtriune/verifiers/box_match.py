@@ -105,17 +105,19 @@ def best_matching(pairs: Sequence[Pair]) -> list[Pair]:
 
     It does not depend on the order of the boxes.
     """
-    rows = {i for _, i, _ in pairs}
-    columns = {j for _, _, j in pairs}
-    if len(rows) == len(pairs) == len(columns):
-        return list(pairs)
-    if len(rows) == 1 or len(columns) == 1:
-        return [max(pairs)]
+    for side in (1, 2):
+        # If each box of one side can have the one it overlaps most, no other choice is worth more.
+        best: dict[int, Pair] = {}
+        for pair in pairs:
+            own = pair[side]
+            if own not in best or pair[0] > best[own][0]:
+                best[own] = pair
+        if len({pair[3 - side] for pair in best.values()}) == len(best):
+            return [pair for pair in pairs if best[pair[side]] is pair]
     from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - half a second, and `vtriune --help` needs none
 
-    row_of = {i: row for row, i in enumerate(rows)}
-    column_of = {j: column for column, j in enumerate(columns)}
-    weights = np.zeros((len(rows), len(columns)))
+    row_of, column_of = ({box: n for n, box in enumerate({pair[side] for pair in pairs})} for side in (1, 2))
+    weights = np.zeros((len(row_of), len(column_of)))
     for overlap, i, j in pairs:
         # The bonus decides ties only: it is smaller than any difference of IoU that means something.
         weights[row_of[i], column_of[j]] = overlap + 1e-9

@@ -10,11 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import orjson
+
 MAX_BOXES = 1000
 """Boxes read from one text; what follows them is not looked at, so that spraying boxes cannot cost quadratic time."""
 
 _FAR = 1e100
 _MAX_FIELDS = 8
+_MAX_CORNERS = 400
+"""Characters between the brackets of a box."""
+_BOX_FIELDS = 2
+_NUMBERS = {int, float}
 
 
 def _quoted(q: str) -> str:
@@ -70,6 +76,40 @@ def read_boxes(text: str) -> BoxList:
     >>> read_boxes('''```json [{'bbox_2d': [1, 2, 3, 4], 'label': 'driver's seat'}, {'bbox_2d': [5, 6''')
     BoxList(boxes=[Box(label="driver's seat", x1=1.0, y1=2.0, x2=3.0, y2=4.0)], dropped=1, empty=False)
     """
+    return _read_strict(text) or read_loose(text)
+
+
+def _read_strict(text: str) -> BoxList | None:
+    """What `read_loose` finds in a text with one JSON list of complete boxes and nothing else that could be one,
+    several times as fast. None if it is anything else.
+    """
+    if "\\" in text:
+        return None
+    try:
+        found = orjson.loads(text[text.find("[") : text.rfind("]") + 1])
+    except orjson.JSONDecodeError:
+        return None
+    # By these counts no name occurs twice and no label holds a brace; the lengths are those that `_FIELD` takes.
+    n = len(found)
+    if not (0 < n < MAX_BOXES and text.count("{") == n and text.count('"') == 6 * n):
+        return None
+    if max(map(len, text.split("["))) > _MAX_CORNERS:
+        return None
+    boxes: list[Box] = []
+    for one in found:
+        if type(one) is not dict or len(one) != _BOX_FIELDS:
+            return None
+        corners, label = one.get("bbox_2d"), one.get("label")
+        if type(corners) is not list or type(label) is not str or not set(map(type, corners)) <= _NUMBERS:
+            return None
+        box = make_box(label, corners)
+        if box is not None:
+            boxes.append(box)
+    return BoxList(boxes, n - len(boxes))
+
+
+def read_loose(text: str) -> BoxList:
+    """`read_boxes` without its short cut."""
     boxes: list[Box] = []
     dropped = 0
     start = text.find("{")
