@@ -43,3 +43,15 @@ def test_an_answer_handed_over_after_a_slow_one_is_judged_though_what_follows_it
     verdict = receive_frame(channel)
     assert verdict != READY and decode_verdict(verdict).reward == 1
     assert receive_frame(channel) == READY
+
+
+def test_what_waits_behind_a_slow_answer_is_dropped_whatever_has_come_in_after_it(channel: socket.socket) -> None:
+    assert receive_frame(channel) == READY
+    slow = told("+".join(f"x_{{{k}}}" for k in range(100)), "x + 1")
+    # One frame of two answers, a later one, and the word to forget all but the first.
+    two = frame(join([*(slow[5:-1],), told("4", "4")[5:-1]]))
+    channel.sendall(two + told("5", "5") + frame(DROP))
+    decode_verdict(receive_frame(channel))
+    assert receive_frame(channel) == READY
+    channel.sendall(told("6", "6"))
+    assert decode_verdict(receive_frame(channel)).reward == 1

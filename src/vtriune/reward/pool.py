@@ -31,13 +31,13 @@ LOG = logging.getLogger(__name__)
 GROUP = 8
 """Answers that are handed over together, if so many wait: groups of 8 stay together, since gold is parsed once then."""
 
-MAX_CHUNK = 32
+MAX_CHUNK = 64
 """Answers handed over at a time: few enough that the workers finish together."""
 
 MAX_CHUNK_BYTES = 2**20
 """What is handed over at a time ends with the answer that exceeds this, for the sake of the workers' memory."""
 
-LOW_WATER = 2
+LOW_WATER = 8
 """A worker with so few answers left gets more, so that it need not wait for them."""
 
 SLOW = 0.020

@@ -35,13 +35,15 @@ DROP = READY = b""
 UNHURRIED = 0.005
 """Seconds that an answer takes, computing or waiting, before its worker looks whether the rest was taken away."""
 
-_BOXES = '[{"bbox_2d": [0, 0, 9, 9], "label": "a"}, {"bbox_2d": [0, 0, 9, 8], "label": "a"}]'
-"""Each overlaps each, so that the best matching has to be computed, with scipy."""
+_ANSWERED, _WANTED = (
+    f'[{{"bbox_2d": [0, 0, 9, 9], "label": "a"}}, {{"bbox_2d": [0, 0, 9, {y}], "label": "a"}}]' for y in (8, 10)
+)
+"""Of each list the first box overlaps both of the other most, so that the matching has to be computed, with scipy."""
 
 _FIRST = (("mathverify", r"\boxed{2}", r"\frac{1}{2}"), ("mathverify", r"\boxed{\sqrt{12}}", r"2\sqrt{3}"))
 """Verifier, answer and gold: what most answers need."""
 _LATER = (
-    ("detection", _BOXES, _BOXES),
+    ("detection", _ANSWERED, _WANTED),
     ("mathverify", r"\boxed{x^2+2x+1}", "(x+1)^2"),
     ("mathverify", r"\boxed{x \in (1,2) \cup (3,4)}", r"(1,2) \cup (3,4)"),
     ("mathverify", r"\boxed{\lim_{x\to 0} \sin(x)/x}", "1"),
@@ -84,8 +86,9 @@ def serve(channel: socket.socket, cpu_limit: float, memory_limit: int) -> None:
             if not pending or (unhurried and select.select([channel], [], [], 0)[0]):
                 data = receive_frame(channel)
                 if data != DROP:
+                    # If nothing was left, the next DROP is about what follows the first of these.
+                    unhurried = unhurried and bool(pending)
                     pending.extend(orjson.loads(data))
-                    unhurried = False  # the next DROP is about what follows the first of these
                 else:
                     pending.clear()
                     send_frame(channel, READY)
@@ -129,7 +132,7 @@ def _make_pages_its_own() -> None:
     number = os.getpid()  # what its parent has judged is remembered, not judged again
     for answer in (rf"\frac{{{number}}}{{7}}", rf"{number}\sqrt{{3}}", f"{number}x + 1"):
         _judge_once("mathverify", rf"\boxed{{{answer}}}", rf"\frac{{{number}}}{{11}}")
-    _judge_once("detection", _BOXES, _BOXES.replace("8]", f"{number}]").replace("0, 0, 9, 9", "90, 0, 99, 9"))
+    _judge_once("detection", *(boxes.replace(", 9, ", f", {number}, ") for boxes in (_ANSWERED, _WANTED)))
 
 
 def _judge_once(verifier: str, answer: str, gold: str) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 from math import atan2, pi
+from operator import itemgetter
 
 import numpy as np
 
@@ -24,6 +25,10 @@ _MAX_DETECTIONS = 100
 
 Pair = tuple[float, int, int]
 """(IoU, index of the predicted box, index of the gold box)."""
+
+
+_predicted: Callable[[Pair], int] = itemgetter(1)
+_wanted: Callable[[Pair], int] = itemgetter(2)
 
 
 def iou(a: Box, b: Box) -> float:
@@ -105,18 +110,17 @@ def best_matching(pairs: Sequence[Pair]) -> list[Pair]:
 
     It does not depend on the order of the boxes.
     """
-    for side in (1, 2):
-        # If each box of one side can have the one it overlaps most, no other choice is worth more.
+    # If each box of one side can have the one that it overlaps most, no other choice is worth more.
+    for own, other in ((_predicted, _wanted), (_wanted, _predicted)):
         best: dict[int, Pair] = {}
         for pair in pairs:
-            own = pair[side]
-            if own not in best or pair[0] > best[own][0]:
-                best[own] = pair
-        if len({pair[3 - side] for pair in best.values()}) == len(best):
-            return [pair for pair in pairs if best[pair[side]] is pair]
+            if own(pair) not in best or pair[0] > best[own(pair)][0]:
+                best[own(pair)] = pair
+        if len(set(map(other, best.values()))) == len(best):
+            return [pair for pair in pairs if best[own(pair)] is pair]
     from scipy.optimize import linear_sum_assignment  # noqa: PLC0415 - half a second, and `vtriune --help` needs none
 
-    row_of, column_of = ({box: n for n, box in enumerate({pair[side] for pair in pairs})} for side in (1, 2))
+    row_of, column_of = ({box: n for n, box in enumerate(set(map(side, pairs)))} for side in (_predicted, _wanted))
     weights = np.zeros((len(row_of), len(column_of)))
     for overlap, i, j in pairs:
         # The bonus decides ties only: it is smaller than any difference of IoU that means something.
@@ -215,7 +219,9 @@ def average_precisions(
             below = bisect_left(steps, threshold)
             if below != out_of_reach:
                 out_of_reach = below
-                precision = _average_precision(_hits(ranked, threshold), n_gold[label])
+                precision = _average_precision(tuple(_hits(ranked, threshold)), n_gold[label])
+            if below == len(steps):  # nothing is left, nor will be
+                break
             sums[k] += precision
     return [total / len(n_gold) for total in sums]
 
@@ -235,7 +241,8 @@ def _hits(contenders: Iterable[tuple[int, list[tuple[float, int]]]], threshold: 
     return hits
 
 
-def _average_precision(hits: Sequence[int], n_gold: int) -> float:
+@lru_cache(4096)
+def _average_precision(hits: tuple[int, ...], n_gold: int) -> float:
     """Mean over 101 recall levels of the best precision at that recall or beyond. `hits`: ranks from 1, ascending."""
     total = envelope = 0.0
     levels = _levels_per_hit(n_gold)

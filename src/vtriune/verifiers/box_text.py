@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -83,29 +83,24 @@ def _read_strict(text: str) -> BoxList | None:
     """What `read_loose` finds in a text with one JSON list of complete boxes and nothing else that could be one,
     several times as fast. None if it is anything else.
     """
-    if "\\" in text:
-        return None
     try:
         found = orjson.loads(text[text.find("[") : text.rfind("]") + 1])
     except orjson.JSONDecodeError:
         return None
     # By these counts no name occurs twice and no label holds a brace; the lengths are those that `_FIELD` takes.
     n = len(found)
-    if not (0 < n < MAX_BOXES and text.count("{") == n and text.count('"') == 6 * n):
+    counted = 0 < n < MAX_BOXES and text.count("{") == n and text.count('"') == 6 * n and "\\" not in text
+    if not counted or max(map(len, text.split("["))) > _MAX_CORNERS or not all(map(_is_complete, found)):
         return None
-    if max(map(len, text.split("["))) > _MAX_CORNERS:
-        return None
-    boxes: list[Box] = []
-    for one in found:
-        if type(one) is not dict or len(one) != _BOX_FIELDS:
-            return None
-        corners, label = one.get("bbox_2d"), one.get("label")
-        if type(corners) is not list or type(label) is not str or not set(map(type, corners)) <= _NUMBERS:
-            return None
-        box = make_box(label, corners)
-        if box is not None:
-            boxes.append(box)
+    boxes = [box for one in found if (box := make_box(one["label"], one["bbox_2d"]))]
     return BoxList(boxes, n - len(boxes))
+
+
+def _is_complete(one: Any) -> bool:
+    if type(one) is not dict or len(one) != _BOX_FIELDS:
+        return False
+    corners = one.get("bbox_2d")
+    return type(corners) is list and type(one.get("label")) is str and _NUMBERS.issuperset(map(type, corners))
 
 
 def read_loose(text: str) -> BoxList:
