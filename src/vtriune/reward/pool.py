@@ -496,9 +496,9 @@ class AsyncJudgePool:
                 self._kill(worker)  # its priority can't be raised again
             elif not worker.drops:
                 worker.aside = worker.waiting = False
-                self._retire_one()
                 worker.assign(worker.held)
                 worker.held = []
+                self._retire_one()
             self._dispatch()
         elif worker.tasks:
             task = worker.tasks.popleft()
