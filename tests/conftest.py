@@ -208,8 +208,8 @@ def taught_model(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPath
 
     from vtriune.data.prompts import with_prompt_pool
     from vtriune.data.sources import SourceConfig, load_samples
+    from vtriune.local.logprobs import response_logprobs
     from vtriune.local.model import ModelConfig, VisionLanguageModel
-    from vtriune.local.update import response_logprobs
 
     torch.set_num_threads(1)
     vlm = VisionLanguageModel(ModelConfig(path=str(tiny_model), freeze=["vision", "connector"]))

@@ -52,7 +52,7 @@ def pool() -> Iterator[JudgePool]:
 
 @pytest.fixture(scope="module")
 def engine(tiny_model: Path) -> LocalEngine:
-    rollout = RolloutConfig(max_new_tokens=4, prompts_per_batch=2)
+    rollout = RolloutConfig(max_new_tokens=4, cache_tokens=200)
     return LocalEngine(ModelConfig(path=str(tiny_model), device="cpu"), rollout, UpdateConfig(), seed=0)
 
 
@@ -256,7 +256,7 @@ def test_a_group_is_handed_to_the_judge_before_the_next_batch_is_sampled(
     recipe: Callable[..., Recipe], tiny_model: Path, pool: JudgePool
 ) -> None:
     rows = [ROW | {"reward_model": {"ground_truth": gold, "verifier": "mathverify"}} for gold in "123"]
-    rollout = RolloutConfig(max_new_tokens=4, prompts_per_batch=1)
+    rollout = RolloutConfig(max_new_tokens=4, cache_tokens=1)
     engine = NotingEngine(ModelConfig(path=str(tiny_model), device="cpu"), rollout, UpdateConfig(), seed=0)
     engine.events = []
     samples, _ = engine.encode(load_data(recipe(test=rows), pool).test)

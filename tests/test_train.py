@@ -60,7 +60,7 @@ def recipe(rows: Path, playground: Path, taught_model: Path, tmp_path_factory: p
             "responses_per_prompt": 4,
             "max_new_tokens": 48,
             "temperature": 0.6,
-            "prompts_per_batch": 4,
+            "cache_tokens": 500,
         },
         "update": {"learning_rate": 5e-5, "prompts_per_update": 4},
         "evaluation": {"every": 2, "samples_between": 2, "responses_per_prompt": 2, "prompts_per_chunk": 20},

@@ -195,14 +195,16 @@ def plain_distributions() -> Callable[..., Tensor]:
     def compute(vlm: VisionLanguageModel, prompt: Encoded, answer: np.ndarray, temperature: float = 1.0) -> Tensor:
         ids = torch.from_numpy(np.concatenate([prompt.ids, answer]))[None]
         positions, _ = vlm.model.model.get_rope_index(
-            ids, mm_token_type_ids=(ids == vlm.model.config.image_token_id).long(), image_grid_thw=prompt.grid_thw
+            ids,
+            mm_token_type_ids=(ids == vlm.model.config.image_token_id).long(),
+            image_grid_thw=prompt.pictures.grid_thw,
         )
         logits = vlm.model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             position_ids=positions,
-            pixel_values=prompt.pixel_values,
-            image_grid_thw=prompt.grid_thw,
+            pixel_values=prompt.pictures.pixel_values,
+            image_grid_thw=prompt.pictures.grid_thw,
             use_cache=False,
         ).logits[0, len(prompt.ids) - 1 : -1]
         forbidden = torch.tensor([vlm.model.config.image_token_id, vlm.model.config.video_token_id])
@@ -256,14 +258,18 @@ def engine() -> Callable[..., LocalEngine]:
     """A LocalEngine on a folder; settings go to the section that has them."""
 
     def make(
-        folder: Path, seed: int = 0, freeze: Sequence[Part] = ("vision", "connector"), **fields: Any
+        folder: Path,
+        seed: int = 0,
+        freeze: Sequence[Part] = ("vision", "connector"),
+        plain: bool = False,
+        **fields: Any,
     ) -> LocalEngine:
-        rollout = {"max_new_tokens": 6, "responses_per_prompt": 4, "prompts_per_batch": 3}
+        rollout = {"max_new_tokens": 6, "responses_per_prompt": 4, "cache_tokens": 1000}
         update: dict[str, Any] = {"learning_rate": 1e-3, "warmup_ratio": 0.0}
         for name, value in fields.items():
             (rollout if name in RolloutConfig.model_fields else update)[name] = value
         return LocalEngine(
-            ModelConfig(path=str(folder), device="cpu", freeze=list(freeze)),
+            ModelConfig(path=str(folder), device="cpu", freeze=list(freeze), plain=plain),
             RolloutConfig.model_validate(rollout),
             UpdateConfig.model_validate(update),
             seed,

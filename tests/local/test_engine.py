@@ -113,7 +113,7 @@ def test_a_group_holds_its_sample_its_prompt_and_its_answers(
     for sample in ragged:
         group, encoded = groups[sample.id], tiny.vlm.encode(sample)
         assert group.sample is sample
-        assert (group.prompt, group.image_sizes) == (encoded.prompt, encoded.sizes)
+        assert (group.prompt, group.image_sizes) == (encoded.prompt, encoded.pictures.sizes)
         assert group.prompt_ids.tolist() == encoded.ids.tolist()
         assert len(group.rollouts) == 3
         assert len({one.token_ids.tobytes() for one in group.rollouts}) > 1
@@ -195,7 +195,7 @@ def test_every_off_policy_step_sees_the_sources_as_the_mixture_gave_them_out(
 
     monkeypatch.setattr(Learner, "_optimizer_step", noting)
     groups, _ = one_step(engine(folders["qwen2_5_vl"], prompts_per_update=3), samples, 0)
-    assert [group.sample.source for group in groups[:4]] == ["ocr"] * 4  # as sampled: by length
+    assert [group.sample.source for group in groups] != [sample.source for sample in samples]  # as they finished
     assert seen == [["ocr", "count", "chart"]] * 4
 
 

@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vtriune.data.images import FilePicture
+from vtriune.local.decoder import run_prompts
+from vtriune.local.logprobs import response_logprobs
 from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
 from vtriune.local.rollout import generate, uniforms
-from vtriune.local.update import Learner, Lesson, UpdateConfig, response_logprobs
+from vtriune.local.update import Learner, Lesson, UpdateConfig
 from vtriune.types import Message, RewardSpec, Sample, UserError
 
 Load = Callable[..., VisionLanguageModel]
@@ -29,8 +31,8 @@ def test_a_prompt_shows_one_mark_per_picture_and_its_ids_one_token_per_merged_pa
     patch = vlm.image_processor.patch_size
     for sample in ragged:
         encoded = vlm.encode(sample)
-        assert encoded.prompt.count("<|image_pad|>") == len(sample.images) == len(encoded.sizes)
-        merged = sum(size.resized[0] * size.resized[1] // (2 * patch) ** 2 for size in encoded.sizes)
+        assert encoded.prompt.count("<|image_pad|>") == len(sample.images) == len(encoded.pictures.sizes)
+        merged = sum(size.resized[0] * size.resized[1] // (2 * patch) ** 2 for size in encoded.pictures.sizes)
         assert np.isin(encoded.ids, vlm.placeholder_ids).sum() == merged
         unexpanded = [int(k) for k in encoded.ids if k not in vlm.placeholder_ids]
         assert vlm.tokenizer.decode(unexpanded) == encoded.prompt.replace("<|image_pad|>", "")
@@ -40,10 +42,10 @@ def test_a_prompt_shows_one_mark_per_picture_and_its_ids_one_token_per_merged_pa
 def test_sizes_are_width_and_height_as_stored_and_as_resized(vlm: VisionLanguageModel, sample: MakeSample) -> None:
     step = 2 * vlm.image_processor.patch_size
     encoded = vlm.encode(sample("sizes", "?", (3 * step + 5, step), (step, 2 * step - 3)))
-    assert [size.original for size in encoded.sizes] == [(3 * step + 5, step), (step, 2 * step - 3)]
-    assert [size.resized for size in encoded.sizes] == [(3 * step, step), (step, 2 * step)]
-    assert encoded.grid_thw is not None
-    assert encoded.grid_thw.tolist() == [[1, 2, 6], [1, 4, 2]]
+    assert [size.original for size in encoded.pictures.sizes] == [(3 * step + 5, step), (step, 2 * step - 3)]
+    assert [size.resized for size in encoded.pictures.sizes] == [(3 * step, step), (step, 2 * step)]
+    assert encoded.pictures.grid_thw is not None
+    assert encoded.pictures.grid_thw.tolist() == [[1, 2, 6], [1, 4, 2]]
 
 
 def test_marks_stand_where_the_message_has_them(vlm: VisionLanguageModel, sample: MakeSample) -> None:
@@ -57,22 +59,23 @@ def test_marks_stand_where_the_message_has_them(vlm: VisionLanguageModel, sample
 
 def test_padding_a_batch_moves_no_position(vlm: VisionLanguageModel, ragged: list[Sample]) -> None:
     prompts = [vlm.encode(sample) for sample in ragged]
-    inputs, next_position = vlm.prompt_inputs(prompts)
-    assert inputs["attention_mask"].sum(1).tolist() == [len(prompt.ids) for prompt in prompts]
+    ids, mask, positions = vlm.prompt_inputs(prompts)
+    assert mask.sum(1).tolist() == [len(prompt.ids) for prompt in prompts]
+    next_position = run_prompts(vlm, prompts).next_position
     for row, prompt in enumerate(prompts):
-        alone, free = vlm.prompt_inputs([prompt])
+        _, _, alone = vlm.prompt_inputs([prompt])
         length = len(prompt.ids)
-        assert inputs["input_ids"][row, -length:].tolist() == prompt.ids.tolist()
-        assert torch.equal(inputs["position_ids"][:, row, -length:], alone["position_ids"][:, 0])
-        assert free[0] == next_position[row]
+        assert ids[row, -length:].tolist() == prompt.ids.tolist()
+        assert torch.equal(positions[:, row, -length:], alone[:, 0])
+        assert next_position[row] == alone.max() + 1
         # A picture's tokens share positions, so that a prompt with pictures is shorter in positions than in tokens.
-        assert (int(free[0]) < length) == bool(prompt.sizes)
+        assert (int(next_position[row]) < length) == bool(prompt.pictures.sizes)
 
 
 def test_pixel_bounds_of_the_recipe_override_the_processors(folder: Path, load: Load, sample: MakeSample) -> None:
     picture = sample("bounds", "?", (300, 300))
-    small = load(folder, max_pixels=4096).encode(picture).sizes[0].resized
-    large = load(folder, min_pixels=160_000, max_pixels=300_000).encode(picture).sizes[0].resized
+    small = load(folder, max_pixels=4096).encode(picture).pictures.sizes[0].resized
+    large = load(folder, min_pixels=160_000, max_pixels=300_000).encode(picture).pictures.sizes[0].resized
     assert small[0] * small[1] <= 4096
     assert large[0] * large[1] >= 160_000
 
@@ -104,7 +107,7 @@ def test_bfloat16_samples_and_learns_as_float32_does(folder: Path, load: Load, r
         vlm = load(folder, dtype=dtype)
         prompts = [vlm.encode(sample) for sample in ragged]
         draws = np.stack([uniforms(0, 0, sample.id, 2, 5) for sample in ragged])
-        groups = generate(vlm, prompts, draws, max_new_tokens=5)
+        groups = [group for _, group in sorted(generate(vlm, prompts, draws.__getitem__, group=2, max_new_tokens=5))]
         assert {one.logprobs.dtype for group in groups for one in group} == {np.dtype(np.float32)}
         before = {name: value.detach().clone() for name, value in vlm.model.named_parameters()}
         learner = Learner(vlm, UpdateConfig(learning_rate=1e-6, warmup_ratio=0.0), 1.0)

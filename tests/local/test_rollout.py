@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vtriune.local import rollout as rollout_module
+from vtriune.local.decoder import Prefix, run_prompts, run_tokens
 from vtriune.local.engine import LocalEngine
-from vtriune.local.model import VisionLanguageModel
+from vtriune.local.model import Encoded, VisionLanguageModel
 from vtriune.local.rollout import _inverse_cdf, generate, remove_placeholders, uniforms
 from vtriune.types import FinishReason, Rollout, Sample
 
@@ -25,6 +28,26 @@ Plain = Callable[..., Tensor]
 
 def draws_of(samples: Sequence[Sample], group: int, length: int, step: int = 0) -> np.ndarray:
     return np.stack([uniforms(0, step, sample.id, group, length) for sample in samples])
+
+
+def generated(
+    vlm: VisionLanguageModel,
+    prompts: Sequence[Encoded],
+    draws: np.ndarray | None,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    budget: int = 10_000,
+) -> list[list[Rollout]]:
+    """`generate`, in the order of the prompts."""
+    group = 1 if draws is None else draws.shape[1]
+    given = None if draws is None else draws.__getitem__
+    found = dict(
+        generate(
+            vlm, prompts, given, group=group, max_new_tokens=max_new_tokens, temperature=temperature, budget=budget
+        )
+    )
+    return [found[number] for number in range(len(prompts))]
 
 
 def assert_same(found: Rollout, expected: Rollout) -> None:
@@ -39,7 +62,7 @@ def test_recorded_log_probs_and_entropies_are_those_of_full_sequences(
     vlm: VisionLanguageModel, ragged: list[Sample], plain_distributions: Plain, temperature: float
 ) -> None:
     prompts = [vlm.encode(sample) for sample in ragged]
-    groups = generate(vlm, prompts, draws_of(ragged, 4, 10), max_new_tokens=10, temperature=temperature)
+    groups = generated(vlm, prompts, draws_of(ragged, 4, 10), max_new_tokens=10, temperature=temperature)
     assert [len(group) for group in groups] == [4] * len(ragged)
     for prompt, group in zip(prompts, groups, strict=True):
         for one in group:
@@ -57,7 +80,7 @@ def test_an_answer_stops_at_its_first_end_token_or_is_cut_at_the_limit(
     vlm: VisionLanguageModel, ragged: list[Sample]
 ) -> None:
     prompts = [vlm.encode(sample) for sample in ragged]
-    groups = generate(vlm, prompts, draws_of(ragged, 8, 7), max_new_tokens=7)
+    groups = generated(vlm, prompts, draws_of(ragged, 8, 7), max_new_tokens=7)
     answers = [one for group in groups for one in group]
     assert {one.finish for one in answers} == set(FinishReason)
     for one in answers:
@@ -70,7 +93,7 @@ def test_an_answer_stops_at_its_first_end_token_or_is_cut_at_the_limit(
 
 def test_one_token_at_most_is_cut_unless_it_is_an_end(vlm: VisionLanguageModel, ragged: list[Sample]) -> None:
     prompts = [vlm.encode(sample) for sample in ragged]
-    for group in generate(vlm, prompts, draws_of(ragged, 6, 1), max_new_tokens=1):
+    for group in generated(vlm, prompts, draws_of(ragged, 6, 1), max_new_tokens=1):
         for one in group:
             assert len(one.token_ids) == 1
             assert (one.finish is FinishReason.STOP) == (one.token_ids[0] in vlm.eos_ids)
@@ -78,10 +101,10 @@ def test_one_token_at_most_is_cut_unless_it_is_an_end(vlm: VisionLanguageModel, 
 
 def test_greedy_answers_are_those_of_transformers(vlm: VisionLanguageModel, ragged: list[Sample]) -> None:
     prompts = [vlm.encode(sample) for sample in ragged]
-    found = generate(vlm, prompts, None, max_new_tokens=12)
+    found = generated(vlm, prompts, None, max_new_tokens=12)
     for prompt, (one,) in zip(prompts, found, strict=True):
         ids = torch.from_numpy(prompt.ids)[None]
-        pictures = {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.grid_thw}
+        pictures = {"pixel_values": prompt.pictures.pixel_values, "image_grid_thw": prompt.pictures.grid_thw}
         expected = vlm.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -89,7 +112,7 @@ def test_greedy_answers_are_those_of_transformers(vlm: VisionLanguageModel, ragg
             do_sample=False,
             max_new_tokens=12,
             suppress_tokens=list(vlm.placeholder_ids),
-            **(pictures if prompt.grid_thw is not None else {}),
+            **(pictures if prompt.pictures.grid_thw is not None else {}),
         )
         assert one.token_ids.tolist() == expected[0, len(prompt.ids) :].tolist()
 
@@ -97,7 +120,7 @@ def test_greedy_answers_are_those_of_transformers(vlm: VisionLanguageModel, ragg
 def test_an_answer_does_not_depend_on_what_it_is_batched_with(
     folder: Path, engine: Callable[..., LocalEngine], ragged: list[Sample]
 ) -> None:
-    together, alone = engine(folder, prompts_per_batch=4), engine(folder, prompts_per_batch=1)
+    together, alone = engine(folder, cache_tokens=1000), engine(folder, cache_tokens=1)
     together.encode(ragged)
     alone.encode(ragged[::-1])
     for size in (5, None):
@@ -109,19 +132,64 @@ def test_an_answer_does_not_depend_on_what_it_is_batched_with(
                 assert_same(one, other)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_rows_that_leave_the_batch_when_they_finish_do_not_change_the_others(
-    vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch, share: float
+def many(ragged: Sequence[Sample], times: int) -> list[Sample]:
+    return [replace(sample, id=f"{sample.id} {k}") for k in range(times) for sample in ragged]
+
+
+@pytest.mark.parametrize("refill", [0.0, 0.5, 1.0])
+def test_prompts_that_wait_take_the_places_of_those_that_are_finished_and_change_nothing(
+    vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch, refill: float
 ) -> None:
-    prompts, draws = [vlm.encode(sample) for sample in ragged], draws_of(ragged, 6, 12)
-    monkeypatch.setattr(rollout_module, "DROP_FINISHED", share)
-    left = generate(vlm, prompts, draws, max_new_tokens=12)
-    monkeypatch.setattr(rollout_module, "DROP_FINISHED", 1.0)
-    stayed = generate(vlm, prompts, draws, max_new_tokens=12)
-    assert len({len(one.token_ids) for group in stayed for one in group}) > 3
-    for group, others in zip(left, stayed, strict=True):
+    samples = many(ragged, 3)
+    prompts, draws = [vlm.encode(sample) for sample in samples], draws_of(samples, 6, 12)
+    monkeypatch.setattr(rollout_module, "REFILL", refill)
+    at_once = generated(vlm, prompts, draws, max_new_tokens=12, budget=100_000)
+    longest = max(len(prompt.ids) for prompt in prompts)
+    prefilled: list[int] = []
+
+    def noted(vlm: VisionLanguageModel, some: Sequence[Encoded]) -> Prefix:
+        prefilled.append(len(some))
+        return run_prompts(vlm, some)
+
+    monkeypatch.setattr(rollout_module, "run_prompts", noted)
+    in_turn = generated(vlm, prompts, draws, max_new_tokens=12, budget=4 * (longest + 6 * 12))
+    assert prefilled[0] == 4 and sum(prefilled) == len(samples) and len(prefilled) > 2
+    assert len({len(one.token_ids) for group in at_once for one in group}) > 3
+    for group, others in zip(in_turn, at_once, strict=True):
         for one, other in zip(group, others, strict=True):
             assert_same(one, other)
+
+
+def test_a_group_is_told_as_soon_as_its_last_answer_is_finished(
+    vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = many(ragged, 2)
+    prompts, draws = [vlm.encode(sample) for sample in samples], draws_of(samples, 3, 12)
+    steps = 0
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal steps
+        steps += 1
+        return run_tokens(*arguments)
+
+    monkeypatch.setattr(rollout_module, "run_tokens", counted)
+    for _, rollouts in generate(vlm, prompts, draws.__getitem__, group=3, max_new_tokens=12):
+        assert steps == max(len(one.token_ids) for one in rollouts) - 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_plain_way_samples_the_same(
+    folder: Path, load: Load, vlm: VisionLanguageModel, ragged: list[Sample], temperature: float
+) -> None:
+    plain = load(folder, plain=True)
+    for draws in (draws_of(ragged, 3, 6), None):
+        expected, found = (
+            generated(model, [model.encode(one) for one in ragged], draws, max_new_tokens=6, temperature=temperature)
+            for model in (plain, vlm)
+        )
+        for group, others in zip(found, expected, strict=True):
+            for one, other in zip(group, others, strict=True):
+                assert_same(one, other)
 
 
 def test_placeholders_are_never_sampled_however_likely_the_model_finds_them(
@@ -137,7 +205,7 @@ def test_placeholders_are_never_sampled_however_likely_the_model_finds_them(
     draws[:, 0] = 0.0
     draws[:, 1] = np.nextafter(1.0, 0.0)  # the placeholders are the vocabulary's last tokens here
     for chosen in (draws, None):
-        for prompt, group in zip(prompts, generate(vlm, prompts, chosen, max_new_tokens=8), strict=True):
+        for prompt, group in zip(prompts, generated(vlm, prompts, chosen, max_new_tokens=8), strict=True):
             for one in group:
                 assert not np.isin(one.token_ids, [*range(5), *vlm.placeholder_ids]).any()
                 with torch.no_grad():
@@ -152,7 +220,7 @@ def test_tokens_are_drawn_as_often_as_the_softmax_says(
     count = 3000
     for sample in ragged[:2]:
         prompt = vlm.encode(sample)
-        (group,) = generate(vlm, [prompt], draws_of([sample], count, 1), max_new_tokens=1, temperature=temperature)
+        (group,) = generated(vlm, [prompt], draws_of([sample], count, 1), max_new_tokens=1, temperature=temperature)
         observed = np.bincount([one.token_ids[0] for one in group], minlength=vlm.model.lm_head.out_features)
         with torch.no_grad():
             expected = plain_distributions(vlm, prompt, np.array([0]), temperature)[0].double().exp().numpy() * count

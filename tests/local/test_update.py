@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vtriune.local import update as update_module
+from vtriune.local import logprobs as logprobs_module
+from vtriune.local.decoder import Prefix, run_prompts
+from vtriune.local.logprobs import response_logprobs
 from vtriune.local.model import Encoded, Part, VisionLanguageModel, part_of
-from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, response_logprobs, split
+from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, split
 from vtriune.types import Sample
 
 Load = Callable[..., VisionLanguageModel]
@@ -80,7 +82,7 @@ def test_log_probs_in_chunks_are_those_of_all_at_once(
     vlm.model.lm_head.register_forward_hook(lambda _module, _args, logits: largest.append(logits.numel()))
     found = []
     for limit in (2**26, 5 * vlm.model.lm_head.out_features + 3):
-        monkeypatch.setattr(update_module, "LOGITS_PER_CHUNK", limit)
+        monkeypatch.setattr(logprobs_module, "LOGITS_PER_CHUNK", limit)
         largest.clear()
         logprobs = response_logprobs(vlm, prompts, answers, 0.7)
         (logprobs * weights).sum().backward()  # type: ignore[no-untyped-call]
@@ -215,7 +217,7 @@ def test_micro_batches_hold_every_lesson_once_and_keep_to_the_budget_or_to_one_l
 ) -> None:
     lessons = []
     for prompt, lengths in shapes:
-        encoded = Encoded("", np.zeros(prompt, dtype=np.int64), None, None, ())
+        encoded = Encoded("", np.zeros(prompt, dtype=np.int64))
         ids = [np.zeros(length, dtype=np.int64) for length in lengths]
         lessons.append(Lesson(encoded, ids, [], np.zeros(len(ids))))
     batches = list(micro_batches(lessons, budget))
@@ -227,7 +229,13 @@ def test_micro_batches_hold_every_lesson_once_and_keep_to_the_budget_or_to_one_l
 
 
 def test_groups_without_spread_are_not_run_but_their_tokens_count(
-    folder: Path, load: Load, ragged: list[Sample], plain_logprobs: Plain, gradients: Gradients, watch: Watch
+    folder: Path,
+    load: Load,
+    ragged: list[Sample],
+    plain_logprobs: Plain,
+    gradients: Gradients,
+    watch: Watch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vlm = load(folder)
     advantages = ((1.0, -0.5, -0.5), (0.0, 0.0, 0.0), (0.0, 1.0, -1.0), (0.0, 0.0, 0.0))
@@ -236,9 +244,12 @@ def test_groups_without_spread_are_not_run_but_their_tokens_count(
     expected.backward()  # type: ignore[no-untyped-call]
     expected_gradients = gradients(vlm)
     calls: list[int] = []
-    vlm.model.model.register_forward_pre_hook(
-        lambda _module, _args, inputs: calls.append(len(inputs["input_ids"])), with_kwargs=True
-    )
+
+    def counted(vlm: VisionLanguageModel, prompts: Sequence[Encoded], **options: Any) -> Prefix:
+        calls.append(len(prompts))
+        return run_prompts(vlm, prompts, **options)
+
+    monkeypatch.setattr(logprobs_module, "run_prompts", counted)
 
     learner = learner_on(vlm)
     seen = watch(vlm, learner)

@@ -84,16 +84,16 @@ def test_supervised_prompts_are_token_for_token_what_the_engine_asks(
 ) -> None:
     write_rows([to_row(problem, problem.task) for problem in problems], tmp_path / "rows.parquet")
     samples = load_samples(SourceConfig(path="rows.parquet"), preset="modern", base=tmp_path, check=validate).samples
-    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu"))
+    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", plain=True))
     batch = base.batch(problems, tokenizer)
     for k, (sample, problem) in enumerate(zip(samples, problems, strict=True)):
         encoded = vlm.encode(sample)
         asked = (batch["labels"][k] == -100) & batch["attention_mask"][k].bool()
         assert batch["input_ids"][k][asked].tolist() == encoded.ids.tolist()
-        assert encoded.pixel_values is not None
+        assert encoded.pictures.pixel_values is not None
         pixels = batch["pixel_values"][64 * k : 64 * (k + 1)]
-        torch.testing.assert_close(pixels, encoded.pixel_values, atol=1e-6, rtol=0)
-        assert encoded.sizes[0].original == encoded.sizes[0].resized
+        torch.testing.assert_close(pixels, encoded.pictures.pixel_values, atol=1e-6, rtol=0)
+        assert encoded.pictures.sizes[0].original == encoded.pictures.sizes[0].resized
         taught = batch["labels"][k][batch["labels"][k] != -100]
         assert tokenizer.decode(taught) == problem.response + "<|im_end|>"
         assert int(taught[-1]) in vlm.eos_ids

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from vtriune.local.checkpoint import damaged
-from vtriune.local.model import Encoded, ModelConfig, VisionLanguageModel
+from vtriune.local.model import Encoded, ModelConfig, PictureCache, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
 from vtriune.local.update import Learner, Lesson, UpdateConfig
 from vtriune.types import Group, JudgedGroup, Sample, Status, UserError
@@ -26,6 +26,7 @@ class LocalEngine:
         self.rollout = rollout
         self.seed = seed
         self._encoded: dict[str, Encoded] = {}
+        self._pictures = PictureCache(model.picture_cache * 2**20)
 
     def encode(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[tuple[Sample, str]]]:
         """Decode each picture once. Returns the samples that can be asked, and the others with the reason."""
@@ -34,33 +35,41 @@ class LocalEngine:
         self._encoded.clear()
         for sample in samples:
             try:
-                self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens)
+                self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens, self._pictures)
                 good.append(sample)
             except UserError as error:
                 bad.append((sample, str(error)))
         return good, bad
 
     def generate(self, samples: Sequence[Sample], step: int, group_size: int | None) -> Iterator[Group]:
-        """Answers to encoded samples, a group as soon as its batch is finished.
+        """Answers to encoded samples, a group as soon as it is finished.
 
         Args:
             samples: as returned by `encode`.
             step: training step; part of the seed.
             group_size: answers per prompt; None for one greedy answer.
         """
-        length = self.rollout.max_new_tokens
-        # Prompts of similar length are sampled together, so that little is padded.
-        ordered = sorted(samples, key=lambda sample: len(self._encoded[sample.id].ids))
-        for start in range(0, len(ordered), self.rollout.prompts_per_batch):
-            batch = ordered[start : start + self.rollout.prompts_per_batch]
-            prompts = [self._encoded[sample.id] for sample in batch]
-            draws = None
-            if group_size is not None:
-                draws = np.stack([uniforms(self.seed, step, sample.id, group_size, length) for sample in batch])
-            answers = generate(self.vlm, prompts, draws, max_new_tokens=length, temperature=self.rollout.temperature)
-            for sample, prompt, rollouts in zip(batch, prompts, answers, strict=True):
-                kept = tuple(remove_placeholders(rollout, self.vlm.placeholder_ids) for rollout in rollouts)
-                yield Group(sample, prompt.prompt, prompt.ids, prompt.sizes, kept)
+        length, size = self.rollout.max_new_tokens, group_size or 1
+        # The longest go first, and prompts of similar length together, so that little is padded.
+        ordered = sorted(samples, key=lambda sample: -len(self._encoded[sample.id].ids))
+        prompts = [self._encoded[sample.id] for sample in ordered]
+
+        def draws(number: int) -> np.ndarray:
+            return uniforms(self.seed, step, ordered[number].id, size, length)
+
+        answers = generate(
+            self.vlm,
+            prompts,
+            None if group_size is None else draws,
+            group=size,
+            max_new_tokens=length,
+            temperature=self.rollout.temperature,
+            budget=self.rollout.cache_tokens,
+        )
+        for number, rollouts in answers:
+            prompt = prompts[number]
+            kept = tuple(remove_placeholders(rollout, self.vlm.placeholder_ids) for rollout in rollouts)
+            yield Group(ordered[number], prompt.prompt, prompt.ids, prompt.pictures.sizes, kept)
 
     def update(self, judged: Sequence[JudgedGroup], step: int, total_steps: int) -> dict[str, float]:
         """Learn from the groups of one step; answers without a verdict are left out altogether.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vtriune.local.attention import ATTENTION
 from vtriune.types import ImageSize, Sample, UserError
 
 transformers.utils.logging.disable_progress_bar()  # the loop shows its own
@@ -39,6 +41,12 @@ class ModelConfig(BaseModel):
     freeze: list[Part] = Field(
         ["vision", "connector"], description="Parts that are not trained; the paper freezes vision and connector (4)."
     )
+    plain: bool = Field(
+        False, description="Run everything the plain way, nothing shared or cached: far slower, to compare with."
+    )
+    picture_cache: int = Field(
+        1024, ge=0, description="MiB of memory for what a frozen vision tower made of pictures, which may come again."
+    )
     min_pixels: int | None = Field(None, description="Override of the image processor's lower bound.", ge=784)
     max_pixels: int | None = Field(None, description="Override of the image processor's upper bound.", ge=784)
 
@@ -57,6 +65,41 @@ def part_of(parameter: str) -> Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """A sample's pictures as the language model reads them, N tokens in all."""
+
+    embeds: Tensor
+    """(N, H)"""
+    deepstack: tuple[Tensor, ...] = ()
+    """(N, H) each: what Qwen3-VL adds behind its first layers."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(one.nbytes for one in (self.embeds, *self.deepstack))
+
+    def cpu(self) -> Features:
+        """In the host's memory, of which there is more."""
+        return Features(self.embeds.cpu(), tuple(level.cpu() for level in self.deepstack))
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """A sample's pictures, read; all None without pictures."""
+
+    pixel_values: Tensor | None
+    """(patches, channels * time * patch * patch). None where `features` are known, too."""
+    grid_thw: Tensor | None
+    """(pictures, 3) patches in time, height, width."""
+    sizes: tuple[ImageSize, ...]
+    features: Features | None
+    """What a frozen vision tower makes of them. None if it learns."""
+
+
+NO_PICTURES = Pictures(None, None, (), None)
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """A sample as the model reads it."""
 
@@ -64,11 +107,34 @@ class Encoded:
     """The rendered chat template, one mark per picture."""
     ids: np.ndarray
     """(P,) int64, picture placeholders expanded."""
-    pixel_values: Tensor | None
-    """(patches, channels * time * patch * patch), None without pictures."""
-    grid_thw: Tensor | None
-    """(pictures, 3) patches in time, height, width."""
-    sizes: tuple[ImageSize, ...]
+    pictures: Pictures = NO_PICTURES
+
+
+class PictureCache:
+    """Features of the pictures read last, at most so many bytes of them, by their sample's id."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._known: OrderedDict[str, Pictures] = OrderedDict()
+
+    def get(self, name: str) -> Pictures | None:
+        """A sample's, if they are known."""
+        if name in self._known:
+            self._known.move_to_end(name)
+        return self._known.get(name)
+
+    def put(self, name: str, pictures: Pictures) -> None:
+        """Remember, and forget what has not been asked for longest."""
+        self._known[name] = pictures
+        self._held += _size(pictures)
+        while self._held > self._limit:
+            _, oldest = self._known.popitem(last=False)
+            self._held -= _size(oldest)
+
+
+def _size(pictures: Pictures) -> int:
+    return pictures.features.nbytes if pictures.features else 0
 
 
 class VisionLanguageModel:
@@ -78,6 +144,7 @@ class VisionLanguageModel:
         self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
         if config.device == "cuda" and self.device.type == "cpu":
             raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        self.plain = config.plain
         self.bfloat16 = config.dtype == "bfloat16"
         model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
@@ -85,6 +152,11 @@ class VisionLanguageModel:
             parameter.requires_grad_(part_of(name) not in config.freeze)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model.freeze: {config.freeze} freezes every part; take at least one out, usually llm")
+        self.vision_learns = any(
+            parameter.requires_grad for name, parameter in self.model.named_parameters() if part_of(name) != "llm"
+        )
+        self.language_model: Any = self.model.model.language_model
+        self.language_model.set_attn_implementation(ATTENTION)
         self.placeholder_ids = (self.model.config.image_token_id, self.model.config.video_token_id)
         self.image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
         eos = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
@@ -92,34 +164,30 @@ class VisionLanguageModel:
         self.context: int = self.model.config.get_text_config().max_position_embeddings
         self.pad_id: int = self.tokenizer.pad_token_id
 
-    def encode(self, sample: Sample, max_new_tokens: int = 0) -> Encoded:
-        """Decode the pictures once and render the prompt, which must leave room for `max_new_tokens` of an answer.
+    def encode(self, sample: Sample, max_new_tokens: int = 0, seen: PictureCache | None = None) -> Encoded:
+        """Render the prompt, which must leave room for `max_new_tokens` of an answer, and read its pictures, once.
+
+        With a frozen vision tower they are run through it here; `seen` knows those of earlier calls by the sample's id.
 
         Raises:
             UserError: a picture is missing, corrupt or too narrow for the model; the row's marks and pictures differ;
                 prompt and answer can exceed the model's context.
         """
-        pictures = [image.load() for image in sample.images]
-        pixel_values = grid_thw = None
-        sizes: tuple[ImageSize, ...] = ()
+        pictures = seen.get(sample.id) if seen else None
+        if pictures is None:
+            pictures = self._read_pictures(sample)
+            if seen is not None and pictures.features:
+                seen.put(sample.id, pictures)
+        grid_thw = pictures.grid_thw
         tokens_per_picture: list[int] = []
-        if pictures:
-            try:
-                features = self.image_processor(images=pictures, return_tensors="pt")
-            except ValueError as error:  # sides that differ by more than a factor of 200
-                raise UserError(f"{sample.id}: a picture doesn't suit the model ({error}); remove the row") from error
-            pixel_values, grid_thw = features["pixel_values"], features["image_grid_thw"]
+        if grid_thw is not None:
             tokens_per_picture = (grid_thw.prod(-1) // self.image_processor.merge_size**2).tolist()
-            patch = self.image_processor.patch_size
-            sizes = tuple(
-                ImageSize(picture.size, (int(width) * patch, int(height) * patch))
-                for picture, (_, height, width) in zip(pictures, grid_thw, strict=True)
-            )
         messages = [{"role": turn.role, "content": _parts(turn.content)} for turn in sample.messages]
         prompt: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         pieces = prompt.split(self.image_token)
-        if len(pieces) != len(pictures) + 1:
-            raise UserError(f"{sample.id}: the prompt shows {len(pieces) - 1} pictures, the row holds {len(pictures)}")
+        if len(pieces) != len(sample.images) + 1:
+            shown = f"the prompt shows {len(pieces) - 1} pictures, the row holds {len(sample.images)}"
+            raise UserError(f"{sample.id}: {shown}")
         expanded = pieces[0] + "".join(
             self.image_token * count + piece for count, piece in zip(tokens_per_picture, pieces[1:], strict=True)
         )
@@ -130,12 +198,44 @@ class VisionLanguageModel:
                 f"up to {max_new_tokens} exceed the model's context of {self.context}; shorten the row or remove it, "
                 "or lower model.max_pixels or rollout.max_new_tokens"
             )
-        return Encoded(prompt, ids, pixel_values, grid_thw, sizes)
+        return Encoded(prompt, ids, pictures)
 
-    def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[dict[str, Any], Tensor]:
-        """Left-padded inputs of a batch of prompts, and each one's first free position: (B,).
+    def _read_pictures(self, sample: Sample) -> Pictures:
+        if not sample.images:
+            return NO_PICTURES
+        pictures = [image.load() for image in sample.images]
+        try:
+            read = self.image_processor(images=pictures, return_tensors="pt")
+        except ValueError as error:  # sides that differ by more than a factor of 200
+            raise UserError(f"{sample.id}: a picture doesn't suit the model ({error}); remove the row") from error
+        grid_thw, patch = read["image_grid_thw"], self.image_processor.patch_size
+        sizes = tuple(
+            ImageSize(picture.size, (int(width) * patch, int(height) * patch))
+            for picture, (_, height, width) in zip(pictures, grid_thw, strict=True)
+        )
+        found = Pictures(read["pixel_values"], grid_thw, sizes, None)
+        if self.vision_learns or self.plain:
+            return found
+        with torch.no_grad():
+            features = self.features(found)
+        return Pictures(None, grid_thw, sizes, features.cpu() if features else None)
 
-        Position ids are given explicitly: without them transformers keeps state on the model, or falls back to
+    def features(self, pictures: Pictures) -> Features | None:
+        """What vision tower and connector make of a sample's pictures, which are run without those of other samples:
+        so the result doesn't depend on what is batched, to the last bit. None without pictures.
+        """
+        if pictures.features is not None or pictures.pixel_values is None or pictures.grid_thw is None:
+            return pictures.features
+        with self.autocast():
+            found = self.model.model.get_image_features(
+                pictures.pixel_values.to(self.device), pictures.grid_thw.to(self.device), return_dict=True
+            )
+        return Features(torch.cat(found.pooler_output), tuple(getattr(found, "deepstack_features", None) or ()))
+
+    def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
+        """Left-padded token ids (B, L), their mask (B, L) bool and their positions (3, B, L).
+
+        Positions are given explicitly: without them transformers keeps state on the model, or falls back to
         one-dimensional positions without a word.
         """
         length = max(len(prompt.ids) for prompt in prompts)
@@ -144,18 +244,14 @@ class VisionLanguageModel:
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt.ids) :] = torch.from_numpy(prompt.ids)
             mask[row, length - len(prompt.ids) :] = 1
-        grids = [prompt.grid_thw for prompt in prompts if prompt.grid_thw is not None]
-        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-        grid_thw = torch.cat(grids) if grids else None
-        types = (ids == self.placeholder_ids[0]).long()
+        grids = [one.pictures.grid_thw for one in prompts if one.pictures.grid_thw is not None]
         positions, _ = self.model.model.get_rope_index(
-            ids, mm_token_type_ids=types, image_grid_thw=grid_thw, attention_mask=mask
+            ids,
+            mm_token_type_ids=(ids == self.placeholder_ids[0]).long(),
+            image_grid_thw=torch.cat(grids) if grids else None,
+            attention_mask=mask,
         )
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        if grid_thw is not None:
-            inputs |= {"pixel_values": torch.cat(pixels), "image_grid_thw": grid_thw}
-        inputs = {name: value.to(self.device) for name, value in inputs.items()}
-        return inputs, inputs["position_ids"].amax(dim=(0, 2)) + 1
+        return ids.to(self.device), mask.bool().to(self.device), positions.to(self.device)
 
     def autocast(self) -> torch.autocast:
         """The context in which the model runs: matrix products in bfloat16 if the recipe says so."""

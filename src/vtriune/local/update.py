@@ -12,18 +12,14 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache
 
 from vtriune.grpo.loss import clip_higher
+from vtriune.local.logprobs import response_logprobs
 from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Item = TypeVar("Item")
-
-LOGITS_PER_CHUNK = 2**26
-"""Logits that exist at the same time in the update: 256 MiB in float32, and each step of a softmax has a copy."""
 
 
 class UpdateConfig(BaseModel):
@@ -45,6 +41,9 @@ class UpdateConfig(BaseModel):
     epsilon_high: float = Field(0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1).")
     tokens_per_batch: int = Field(
         16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute each layer's inside again in the backward pass: less memory, a third more time."
     )
 
 
@@ -69,62 +68,6 @@ class Lesson:
     def longest(self) -> int:
         """Length of the longest answer."""
         return max(len(ids) for ids in self.token_ids)
-
-
-def response_logprobs(
-    vlm: VisionLanguageModel, prompts: Sequence[Encoded], answers: Sequence[Sequence[np.ndarray]], temperature: float
-) -> Tensor:
-    """log pi of every response token, all answers one after the other: (N,) float32, with gradient.
-
-    Each prompt runs once. Its KV cache feeds all of its answers, and gradients flow back through it, so the result
-    and the gradients equal those of running prompt + answer for each answer.
-    """
-    counts = torch.tensor([len(group) for group in answers], device=vlm.device)
-    flat = [ids for group in answers for ids in group]
-    length = max(len(ids) for ids in flat)
-    tokens = torch.full((len(flat), length), vlm.pad_id)
-    mask = torch.zeros_like(tokens)
-    for row, ids in enumerate(flat):
-        tokens[row, : len(ids)] = torch.from_numpy(ids)
-        mask[row, : len(ids)] = 1
-    tokens, mask = tokens.to(vlm.device), mask.to(vlm.device)
-
-    with vlm.autocast():
-        inputs, next_position = vlm.prompt_inputs(prompts)
-        cache = DynamicCache(config=vlm.model.config)
-        prefix = vlm.model.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-        owner = torch.repeat_interleave(counts)  # (rows,) prompt of each answer
-        hidden = prefix[owner][:, None]
-        if length > 1:
-            cache.batch_select_indices(owner)
-            steps = torch.arange(length - 1, device=vlm.device)
-            rest = vlm.model.model.language_model(
-                inputs_embeds=vlm.model.get_input_embeddings()(tokens[:, :-1]),
-                attention_mask=torch.cat([inputs["attention_mask"][owner], mask[:, :-1]], 1),
-                position_ids=(next_position[owner][:, None] + steps).expand(3, -1, -1),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-            hidden = torch.cat([hidden, rest], 1)
-        chosen = mask.bool()
-        return _logprobs(vlm, hidden[chosen], tokens[chosen], temperature)
-
-
-def _logprobs(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """(N, H) hidden states and (N,) tokens that follow them -> (N,) log pi.
-
-    The distributions of many tokens over a large vocabulary would fill the memory several times over: they are made
-    chunk by chunk, and once more in the backward pass.
-    """
-
-    def plain(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return torch.log_softmax(vlm.logits(hidden, temperature), -1).gather(-1, tokens[:, None])[:, 0]
-
-    size = max(1, LOGITS_PER_CHUNK // vlm.model.lm_head.out_features)
-    if len(tokens) <= size:
-        return plain(hidden, tokens)
-    chunks = zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
-    return torch.cat([checkpoint(plain, *chunk, use_reentrant=False) for chunk in chunks])
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
@@ -204,7 +147,11 @@ class Learner:
         learning = [lesson for lesson in lessons if lesson.advantages.any()]
         for batch in micro_batches(learning, self.config.tokens_per_batch):
             logprobs = response_logprobs(
-                self.vlm, [one.prompt for one in batch], [one.token_ids for one in batch], self.temperature
+                self.vlm,
+                [one.prompt for one in batch],
+                [one.token_ids for one in batch],
+                self.temperature,
+                recompute=self.config.gradient_checkpointing,
             )
             old = torch.from_numpy(np.concatenate([lp for one in batch for lp in one.old_logprobs]))
             lengths = [len(ids) for one in batch for ids in one.token_ids]

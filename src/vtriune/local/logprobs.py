@@ -1,0 +1,69 @@
+"""log pi of answers: their prompt run once for all of a group, and logits made chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vtriune.local import plain
+from vtriune.local.decoder import run_answers, run_prompts
+from vtriune.local.model import Encoded, VisionLanguageModel
+
+LOGITS_PER_CHUNK = 2**26
+"""Logits that exist at the same time in the update: 256 MiB in float32, and each step of a softmax has a copy."""
+
+
+def response_logprobs(
+    vlm: VisionLanguageModel,
+    prompts: Sequence[Encoded],
+    answers: Sequence[Sequence[np.ndarray]],
+    temperature: float,
+    *,
+    recompute: bool = False,
+) -> Tensor:
+    """log pi of every response token, all answers one after the other: (N,) float32, with gradient.
+
+    Each prompt runs once. Its keys and values feed all of its answers, and gradients flow back through them, so the
+    result and the gradients equal those of running prompt + answer for each answer, as `plain.logprobs` does, which is
+    what a model with `plain` set uses.
+    """
+    if vlm.plain:
+        pairs = [(prompt, ids) for prompt, group in zip(prompts, answers, strict=True) for ids in group]
+        return torch.cat([plain.logprobs(vlm, prompt, ids, temperature) for prompt, ids in pairs])
+    flat = [ids for group in answers for ids in group]
+    length = max(len(ids) for ids in flat)
+    tokens = torch.full((len(flat), length), vlm.pad_id)
+    chosen = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, ids in enumerate(flat):
+        tokens[row, : len(ids)] = torch.from_numpy(ids)
+        chosen[row, : len(ids)] = True
+    tokens, chosen = tokens.to(vlm.device), chosen.to(vlm.device)
+    with vlm.autocast():
+        prefix = run_prompts(vlm, prompts, recompute=recompute)
+        owner = torch.repeat_interleave(torch.tensor([len(group) for group in answers], device=vlm.device))
+        hidden = prefix.hidden[owner][:, None]
+        if length > 1:
+            rest = run_answers(vlm, prefix, owner, tokens[:, :-1], chosen[:, :-1], recompute=recompute)
+            hidden = torch.cat([hidden, rest], 1)
+        return _logprobs(vlm, hidden[chosen], tokens[chosen], temperature)
+
+
+def _logprobs(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    """(N, H) hidden states and (N,) tokens that follow them -> (N,) log pi.
+
+    The distributions of many tokens over a large vocabulary would fill the memory several times over: they are made
+    chunk by chunk, and once more in the backward pass.
+    """
+
+    def whole(hidden: Tensor, tokens: Tensor) -> Tensor:
+        return torch.log_softmax(vlm.logits(hidden, temperature), -1).gather(-1, tokens[:, None])[:, 0]
+
+    size = max(1, LOGITS_PER_CHUNK // vlm.model.lm_head.out_features)
+    if len(tokens) <= size:
+        return whole(hidden, tokens)
+    chunks = zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
+    return torch.cat([checkpoint(whole, *chunk, use_reentrant=False) for chunk in chunks])
