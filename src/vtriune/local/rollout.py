@@ -88,8 +88,8 @@ def generate(
 class _Batch:
     """Places for S prompts of at most `length` tokens, and up to S * G rows: the answers that are not finished.
 
-    Rows 0..n-1 are in use. Which answer a row belongs to is its `seat`, place * G + number in the group; what is told of
-    an answer is written to its seat.
+    Rows 0..n-1 are in use. Which answer a row belongs to is its `seat`, place * G + number in the group; what is told
+    of an answer is written to its seat.
     """
 
     def __init__(
