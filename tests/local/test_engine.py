@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 from vtriune.data.images import FilePicture
 from vtriune.grpo.advantages import advantages
 from vtriune.local.engine import LocalEngine
-from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
+from vtriune.local.model import Features, ModelConfig, Part, PictureCache, Pictures, VisionLanguageModel, part_of
 from vtriune.local.update import Learner, Lesson
 from vtriune.types import Group, JudgedGroup, Sample, Status, UserError, Verdict
 
@@ -308,3 +308,72 @@ def test_a_checkpoint_from_elsewhere_cannot_run_code(
     with pytest.raises(UserError, match=r"optimizer\.pt: damaged \(Weights only load failed"):
         tiny.load(tmp_path)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_an_engine_set_to_the_plain_way_samples_and_learns_the_same(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    fast, reference = engine(folder), engine(folder, plain=True)
+    for step in range(2):
+        one_step(fast, ragged, step)
+        one_step(reference, ragged, step)
+    assert_close_weights(fast, reference)
+
+
+def assert_close_weights(a: LocalEngine, b: LocalEngine) -> None:
+    """As close as two orders of summing let Adam's steps of 1e-3 be, which only the sign of a tiny gradient decides."""
+    differences = [
+        (one - other).abs().flatten()
+        for one, other in zip(a.vlm.model.parameters(), b.vlm.model.parameters(), strict=True)
+    ]
+    assert torch.cat(differences).quantile(0.999) < 1e-5
+
+
+@pytest.mark.parametrize("freeze", [("vision", "connector"), ("vision",)])
+def test_a_frozen_vision_tower_runs_once_per_picture_and_row_however_often_the_row_comes(
+    folder: Path, engine: Engine, ragged: list[Sample], freeze: tuple[Part, ...]
+) -> None:
+    tiny = engine(folder, freeze=freeze)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    tiny.vlm.model.model.visual.register_forward_hook(count)
+    seen = []
+    for step in range(2):
+        calls = 0
+        one_step(tiny, ragged, step)
+        tiny.encode(ragged)
+        list(tiny.generate(ragged, 7, None))
+        seen.append(calls)
+    if "connector" in freeze:
+        assert seen == [3, 0]
+    else:
+        assert min(seen) >= 3 * 3  # it learns, so nothing that it made before is good any more
+
+
+def test_pictures_that_do_not_fit_the_cache_are_run_again_and_change_nothing(
+    folder: Path, engine: Engine, ragged: list[Sample]
+) -> None:
+    roomy, narrow = engine(folder), engine(folder)
+    narrow._pictures = PictureCache(1)
+    for step in range(2):
+        one_step(roomy, ragged, step)
+        one_step(narrow, ragged, step)
+    assert_equal_weights(roomy, narrow)
+
+
+def test_the_picture_cache_keeps_to_its_bytes_and_forgets_what_was_not_asked_for_longest() -> None:
+    def pictures() -> Pictures:
+        return Pictures(None, None, (), Features(torch.zeros(4, 25), (torch.zeros(4, 25),)))
+
+    cache = PictureCache(2000)
+    for name in "ab":
+        cache.put(name, pictures())
+    assert cache.get("a") and cache.get("b") and cache.get("a")
+    cache.put("c", pictures())
+    assert [bool(cache.get(name)) for name in "abc"] == [True, False, True]
+    cache.put("too large", Pictures(None, None, (), Features(torch.zeros(600))))
+    assert not any(cache.get(name) for name in ("a", "c", "too large"))
