@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from vtriune.local.logprobs import response_logprobs
+from vtriune.local.logprobs import ALIKE, FEWEST, alike, response_logprobs
 from vtriune.local.model import VisionLanguageModel
 from vtriune.types import Sample
 
@@ -51,3 +54,15 @@ def test_log_probs_do_not_depend_on_what_is_batched(
         alone = [response_logprobs(vlm, [prompts[k]], [answers[k]], 1.0) for k in order]
         together = response_logprobs(vlm, [prompts[k] for k in order], [answers[k] for k in order], 1.0)
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+@given(st.lists(st.integers(1, 60), max_size=60))
+def test_answers_run_together_are_alike_or_few(lengths: list[int]) -> None:
+    runs = list(alike(lengths))
+    assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
+    for run, following in pairwise(runs):
+        assert len(run) >= FEWEST
+        # Whoever comes next differs too much from the longest of this run.
+        assert lengths[following[0]] < ALIKE * lengths[run[0]]
+    for run in runs:
+        assert all(lengths[row] >= ALIKE * lengths[run[0]] for row in run[FEWEST:])

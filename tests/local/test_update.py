@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vtriune.local import logprobs as logprobs_module
 from vtriune.local.decoder import Prefix, run_prompts
-from vtriune.local.logprobs import response_logprobs
+from vtriune.local.logprobs import alike, response_logprobs
 from vtriune.local.model import Encoded, Part, VisionLanguageModel, part_of
 from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, split
 from vtriune.types import Sample
@@ -224,7 +224,8 @@ def test_micro_batches_hold_every_lesson_once_and_keep_to_the_budget_or_to_one_l
     assert sorted(id(one) for batch in batches for one in batch) == sorted(id(one) for one in lessons)
     for batch in batches:
         prompts = len(batch) * max(len(one.prompt.ids) for one in batch)
-        answers = sum(len(one.token_ids) for one in batch) * max(one.longest for one in batch)
+        lengths = [len(ids) for one in batch for ids in one.token_ids]
+        answers = sum(len(run) * max(lengths[row] for row in run) for run in alike(lengths))
         assert len(batch) == 1 or prompts + answers <= budget
 
 

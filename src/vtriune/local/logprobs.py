@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from vtriune.local.model import Encoded, VisionLanguageModel
 
 LOGITS_PER_CHUNK = 2**26
 """Logits that exist at the same time in the update: 256 MiB in float32, and each step of a softmax has a copy."""
+
+ALIKE, FEWEST = 0.8, 8
+"""Answers run together if the shortest has this share of the longest's length; so many do whatever their lengths."""
 
 
 def response_logprobs(
@@ -35,21 +38,49 @@ def response_logprobs(
         pairs = [(prompt, ids) for prompt, group in zip(prompts, answers, strict=True) for ids in group]
         return torch.cat([plain.logprobs(vlm, prompt, ids, temperature) for prompt, ids in pairs])
     flat = [ids for group in answers for ids in group]
-    length = max(len(ids) for ids in flat)
-    tokens = torch.full((len(flat), length), vlm.pad_id)
-    chosen = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, ids in enumerate(flat):
-        tokens[row, : len(ids)] = torch.from_numpy(ids)
-        chosen[row, : len(ids)] = True
-    tokens, chosen = tokens.to(vlm.device), chosen.to(vlm.device)
+    owners = [number for number, group in enumerate(answers) for _ in group]
+    found: list[Tensor] = []
     with vlm.autocast():
         prefix = run_prompts(vlm, prompts, recompute=recompute)
-        owner = torch.repeat_interleave(torch.tensor([len(group) for group in answers], device=vlm.device))
-        hidden = prefix.hidden[owner][:, None]
-        if length > 1:
-            rest = run_answers(vlm, prefix, owner, tokens[:, :-1], chosen[:, :-1], recompute=recompute)
-            hidden = torch.cat([hidden, rest], 1)
-        return _logprobs(vlm, hidden[chosen], tokens[chosen], temperature)
+        runs = list(alike([len(ids) for ids in flat]))
+        for run in runs:
+            tokens = torch.full((len(run), max(len(flat[row]) for row in run)), vlm.pad_id)
+            chosen = torch.zeros_like(tokens, dtype=torch.bool)
+            for place, row in enumerate(run):
+                tokens[place, : len(flat[row])] = torch.from_numpy(flat[row])
+                chosen[place, : len(flat[row])] = True
+            tokens, chosen = tokens.to(vlm.device), chosen.to(vlm.device)
+            owner = torch.tensor([owners[row] for row in run], device=vlm.device)
+            hidden = prefix.hidden[owner][:, None]
+            if tokens.shape[1] > 1:
+                rest = run_answers(vlm, prefix, owner, tokens[:, :-1], chosen[:, :-1], recompute=recompute)
+                hidden = torch.cat([hidden, rest], 1)
+            found.append(_logprobs(vlm, hidden[chosen], tokens[chosen], temperature))
+    return torch.cat(found)[_order(runs, [len(ids) for ids in flat]).to(vlm.device)]
+
+
+def alike(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows of similar length together, so that few tokens are padding; at least FEWEST of them, as far as there are.
+
+    >>> list(alike([9, 1, 10] + [5] * 7))
+    [[2, 0, 3, 4, 5, 6, 7, 8], [9, 1]]
+    """
+    run: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        if len(run) >= FEWEST and lengths[row] < ALIKE * lengths[run[0]]:
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
+
+
+def _order(runs: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
+    """(N,) where each token, row after row, stands when the rows stand as in `runs`."""
+    starts = np.zeros(len(lengths), dtype=np.int64)
+    rows = [row for run in runs for row in run]
+    starts[rows] = np.cumsum([0, *(lengths[row] for row in rows[:-1])])
+    return torch.from_numpy(np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)]))
 
 
 def _logprobs(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:

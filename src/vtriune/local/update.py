@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from vtriune.grpo.loss import clip_higher
-from vtriune.local.logprobs import response_logprobs
+from vtriune.local.logprobs import alike, response_logprobs
 from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -71,19 +71,24 @@ class Lesson:
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
-    """Lessons of similar length together, each batch within the budget of padded tokens."""
+    """Lessons with prompts of similar length together, each batch within the budget of padded tokens."""
     batch: list[Lesson] = []
-    for lesson in sorted(lessons, key=lambda lesson: (lesson.longest, len(lesson.prompt.ids))):
+    for lesson in sorted(lessons, key=lambda lesson: (len(lesson.prompt.ids), lesson.longest)):
         grown = [*batch, lesson]
-        prompt = max(len(one.prompt.ids) for one in grown)
-        rows = sum(len(one.token_ids) for one in grown)
-        if batch and len(grown) * prompt + rows * lesson.longest > budget:
+        if batch and _padded(grown) > budget:
             yield batch
             batch = [lesson]
         else:
             batch = grown
     if batch:
         yield batch
+
+
+def _padded(lessons: Sequence[Lesson]) -> int:
+    """Tokens that `response_logprobs` runs, padding included."""
+    lengths = [len(ids) for lesson in lessons for ids in lesson.token_ids]
+    answers = sum(len(run) * max(lengths[row] for row in run) for run in alike(lengths))
+    return len(lessons) * max(len(lesson.prompt.ids) for lesson in lessons) + answers
 
 
 def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
