@@ -20,7 +20,7 @@ from rich.console import Console
 from vtriune.data.mixture import Mixture
 from vtriune.data.prompts import with_fixed_prompt
 from vtriune.data.sources import QuarantinedRow, SourceConfig, load_samples, mixture_weights
-from vtriune.grpo.advantages import advantages
+from vtriune.grpo.advantages import Advantage, group_advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
@@ -164,6 +164,7 @@ def ask_and_judge(
     seed_step: int,
     progress: Progress,
     group_size: int | None,
+    advantage: Advantage = "grpo",
 ) -> tuple[list[JudgedGroup], float]:
     """Answers to encoded samples with their verdicts. A group is judged while the next ones are sampled.
 
@@ -183,8 +184,13 @@ def ask_and_judge(
     judged = []
     for group, future in pending:
         verdicts = tuple(future.result())
-        judged.append(JudgedGroup(group, verdicts, advantages([verdict.reward for verdict in verdicts])))
+        judged.append(JudgedGroup(group, verdicts, group_advantages(advantage, verdicts, group.sample.reward)))
     return judged, time.monotonic() - sampled
+
+
+def with_spread(judged: Sequence[JudgedGroup]) -> list[JudgedGroup]:
+    """The groups that teach something: DAPO's dynamic sampling keeps these (arXiv 2503.14476, eq. 11)."""
+    return [one for one in judged if one.advantages.any()]
 
 
 @dataclass(frozen=True, slots=True)

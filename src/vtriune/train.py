@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,9 @@ from vtriune.session import (
     new_store,
     open_judge,
     polite_interrupt,
+    with_spread,
 )
-from vtriune.types import Progress, Status, UserError
+from vtriune.types import JudgedGroup, Progress, Status, UserError
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
@@ -53,7 +55,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         with console.status("Reading and checking the data"):
             data = load_data(recipe, judge)
         with console.status("Loading the model"):
-            engine = LocalEngine(recipe.model, recipe.rollout, recipe.update, recipe.seed)
+            engine = LocalEngine(recipe.model, recipe.rollout, recipe.update, recipe.seed, recipe.objective)
         first = 0
         if resume:
             checkpoint, state = read_latest(folder / "checkpoints")
@@ -115,28 +117,20 @@ class _Run:
     def step(self, step: int) -> tuple[dict[str, float], float]:
         """Mix, sample, judge, learn. Returns the step's figures and the seconds that it waited for rewards."""
         recipe, began = self.recipe, time.monotonic()
-        # A small source can come round twice in a batch; a row is asked once a step.
-        draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(recipe.rollout.prompts_per_step)}
-        samples, bad = self.engine.encode(
-            [
-                with_prompt_pool(draw.sample, draw.epoch, recipe.seed) if recipe.data.prompt_pool else draw.sample
-                for draw in draws.values()
-            ]
-        )
-        for sample, reason in bad:
-            self.data.mixture.remove(sample.id)
-            self.set_aside(step + 1, sample.id, reason)
         progress = Progress(step, recipe.steps, "train")
-        size = recipe.rollout.responses_per_prompt
-        judged, waited = ask_and_judge(
-            self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size
-        )
-        for one in judged:
-            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
-                self.data.mixture.remove(one.group.sample.id)
-                self.set_aside(step + 1, one.group.sample.id, one.verdicts[0].reason)
+        judged, waited = self.ask(recipe.rollout.prompts_per_step, progress, ())
+        lessons = judged
+        if recipe.objective.dynamic_sampling:  # DAPO: groups that teach nothing give way to further prompts
+            lessons = with_spread(judged)
+            for _ in range(recipe.objective.dynamic_sampling):
+                missing = recipe.rollout.prompts_per_step - len(lessons)
+                if not missing:
+                    break
+                more, seconds = self.ask(missing, progress, judged)
+                judged, waited = [*judged, *more], waited + seconds
+                lessons = with_spread(judged)
         judged_at = time.monotonic()
-        learned = self.engine.update(judged, step, recipe.steps)
+        learned = self.engine.update(lessons, step, recipe.steps)
         figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
         timing = {
             "rollout_s": judged_at - began - waited,
@@ -147,6 +141,36 @@ class _Run:
         self.store.log(step + 1, "train", figures, timing)
         self.tracker.write(step + 1, "train", figures)
         return figures, waited
+
+    def ask(self, count: int, progress: Progress, before: Sequence[JudgedGroup]) -> tuple[list[JudgedGroup], float]:
+        """Draw, ask and judge `count` rows. A row is asked once a step, of which `before` has been asked already."""
+        recipe, asked = self.recipe, {one.group.sample.id for one in before}
+        # A small source can come round twice in a batch.
+        draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(count) if draw.sample.id not in asked}
+        samples, bad = self.engine.encode(
+            [
+                with_prompt_pool(draw.sample, draw.epoch, recipe.seed) if recipe.data.prompt_pool else draw.sample
+                for draw in draws.values()
+            ],
+            further=bool(before),
+        )
+        for sample, reason in bad:
+            self.data.mixture.remove(sample.id)
+            self.set_aside(progress.step + 1, sample.id, reason)
+        judged, waited = ask_and_judge(
+            self.engine,
+            self.judge,
+            samples,
+            seed_step=progress.step,
+            progress=progress,
+            group_size=recipe.rollout.responses_per_prompt,
+            advantage=recipe.objective.advantage,
+        )
+        for one in judged:
+            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
+                self.data.mixture.remove(one.group.sample.id)
+                self.set_aside(progress.step + 1, one.group.sample.id, one.verdicts[0].reason)
+        return judged, waited
 
     def evaluate(self, done: int) -> None:
         """Held-out evaluation after `done` steps: whole at first and at last, as the recipe says in between."""
