@@ -135,8 +135,8 @@ class Recipe(BaseModel):
         limits = {"epsilon_low", "epsilon_high"}
         if self.objective.loss == "gspo" and not limits <= self.update.model_fields_set:
             raise ValueError(
-                "objective.loss: gspo clips ratios of whole answers, which hardly move: the limits for tokens would never "
-                "be met; set update.epsilon_low and update.epsilon_high (3e-4 and 4e-4 in its paper)"
+                "objective.loss: gspo clips ratios of whole answers, which hardly move, so limits for tokens are never "
+                "met; set update.epsilon_low and update.epsilon_high (3e-4 and 4e-4 in its paper)"
             )
         least, most = self.model.min_pixels, self.model.max_pixels
         if least is not None and most is not None and least > most:

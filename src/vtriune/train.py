@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from vtriune.data.prompts import with_prompt_pool
 from vtriune.local.checkpoint import read_latest, write_checkpoint
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import evaluation_figures, summarize
@@ -27,15 +25,14 @@ from vtriune.session import (
     Interrupted,
     Judge,
     RunData,
-    ask_and_judge,
+    ask_batch,
     evaluate,
     load_data,
     new_store,
     open_judge,
     polite_interrupt,
-    with_spread,
 )
-from vtriune.types import JudgedGroup, Progress, Status, UserError
+from vtriune.types import Progress, UserError
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
@@ -118,19 +115,10 @@ class _Run:
         """Mix, sample, judge, learn. Returns the step's figures and the seconds that it waited for rewards."""
         recipe, began = self.recipe, time.monotonic()
         progress = Progress(step, recipe.steps, "train")
-        judged, waited = self.ask(recipe.rollout.prompts_per_step, progress, ())
-        lessons = judged
-        if recipe.objective.dynamic_sampling:  # DAPO: groups that teach nothing give way to further prompts
-            lessons = with_spread(judged)
-            for _ in range(recipe.objective.dynamic_sampling):
-                missing = recipe.rollout.prompts_per_step - len(lessons)
-                if not missing:
-                    break
-                more, seconds = self.ask(missing, progress, judged)
-                judged, waited = [*judged, *more], waited + seconds
-                lessons = with_spread(judged)
+        batch = ask_batch(recipe, self.data, self.engine, self.judge, progress, self.set_aside)
+        judged, waited = batch.judged, batch.waited
         judged_at = time.monotonic()
-        learned = self.engine.update(lessons, step, recipe.steps)
+        learned = self.engine.update(batch.lessons, step, recipe.steps)
         figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
         timing = {
             "rollout_s": judged_at - began - waited,
@@ -141,36 +129,6 @@ class _Run:
         self.store.log(step + 1, "train", figures, timing)
         self.tracker.write(step + 1, "train", figures)
         return figures, waited
-
-    def ask(self, count: int, progress: Progress, before: Sequence[JudgedGroup]) -> tuple[list[JudgedGroup], float]:
-        """Draw, ask and judge `count` rows. A row is asked once a step, of which `before` has been asked already."""
-        recipe, asked = self.recipe, {one.group.sample.id for one in before}
-        # A small source can come round twice in a batch.
-        draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(count) if draw.sample.id not in asked}
-        samples, bad = self.engine.encode(
-            [
-                with_prompt_pool(draw.sample, draw.epoch, recipe.seed) if recipe.data.prompt_pool else draw.sample
-                for draw in draws.values()
-            ],
-            further=bool(before),
-        )
-        for sample, reason in bad:
-            self.data.mixture.remove(sample.id)
-            self.set_aside(progress.step + 1, sample.id, reason)
-        judged, waited = ask_and_judge(
-            self.engine,
-            self.judge,
-            samples,
-            seed_step=progress.step,
-            progress=progress,
-            group_size=recipe.rollout.responses_per_prompt,
-            advantage=recipe.objective.advantage,
-        )
-        for one in judged:
-            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
-                self.data.mixture.remove(one.group.sample.id)
-                self.set_aside(progress.step + 1, one.group.sample.id, one.verdicts[0].reason)
-        return judged, waited
 
     def evaluate(self, done: int) -> None:
         """Held-out evaluation after `done` steps: whole at first and at last, as the recipe says in between."""

@@ -73,8 +73,8 @@ def gdpo(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> n
     """GDPO: each part of the reward is normalised within the group as GRPO does the whole, then A = sum of w_k A_k.
 
     So a part that varies little still counts by its weight, and answers with different parts but equal sums differ.
-    Source: Liu et al. 2026, arXiv 2601.05242, section 3. Its last step, which divides by the deviation over the batch,
-    is left out: it would make a group's advantages depend on the other groups, and AdamW is blind to the scale.
+    Source: Liu et al. 2026, arXiv 2601.05242, section 3. Its last step, which normalises the sums over the batch, is
+    left out: a group's advantages would depend on what else happened to be in the batch.
 
     Args:
         parts: K times (G,) e.g. R_acc and R_fmt; None where there is no verdict.
@@ -86,14 +86,16 @@ def gdpo(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> n
     >>> gdpo([[1.0, 0.0, None], [0.25, 0.75, None]], [1.0, 0.5]).round(3).tolist()
     [0.354, -0.354, 0.0]
     """
-    return np.sum([weight * advantages(part) for part, weight in zip(parts, weights, strict=True)], axis=0)
+    normalised = [weight * advantages(part) for part, weight in zip(parts, weights, strict=True)]
+    return np.array(normalised).sum(axis=0)
 
 
 def group_advantages(choice: Advantage, verdicts: Sequence[Verdict], spec: RewardSpec) -> np.ndarray:
     """(G,) advantages of a group's answers from their verdicts; GDPO's parts are R_acc and R_fmt with eq. 8's weights.
 
     >>> from vtriune.types import Status
-    >>> verdicts = [Verdict(Status.SCORED, 1.0, 1.0, 0.0), Verdict(Status.FAILED), Verdict(Status.SCORED, 0.0, 0.0, 0.0)]
+    >>> right, wrong = Verdict(Status.SCORED, 1.0, 1.0, 0.0), Verdict(Status.SCORED, 0.0, 0.0, 0.0)
+    >>> verdicts = [right, Verdict(Status.FAILED), wrong]
     >>> group_advantages("rloo", verdicts, RewardSpec("mathverify", "4")).tolist()
     [1.0, 0.0, -1.0]
     """

@@ -123,7 +123,7 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
     Source: Schulman 2020, "Approximating KL divergence" (k3); eq. 4 of GRPO, Shao et al. 2024, arXiv 2402.03300.
 
-    >>> kl_k3(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -2.0])).numpy().round(4).tolist()
+    >>> kl_k3(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -2.0])).double().numpy().round(4).tolist()
     [0.0, 0.3679]
     """
     gap = reference - logprobs
@@ -133,7 +133,7 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 def entropies(distributions: Tensor) -> Tensor:
     """(N, V) log-probabilities, -inf for what is impossible -> (N,) entropies in nats, with gradient.
 
-    >>> entropies(torch.tensor([[0.5, 0.5, 0.0]]).log()).numpy().round(4).tolist()
+    >>> entropies(torch.tensor([[0.5, 0.5, 0.0]]).log()).double().numpy().round(4).tolist()
     [0.6931]
     """
     # Else 0 * -inf, which is NaN, and so would be its gradient.
@@ -143,8 +143,8 @@ def entropies(distributions: Tensor) -> Tensor:
 def truncated_weights(old_logprobs: Tensor, sampler_logprobs: Tensor, cap: float) -> Tensor:
     """(N,) min(pi_old / pi_sampler, C): corrects for a sampler whose numbers are not quite the policy's.
 
-    Source: truncated importance sampling, Ionides 2008; for samplers of language models Yao et al. 2025, "Your Efficient
-    RL Framework Secretly Brings You Off-Policy RL Training", with C = 2.
+    Source: truncated importance sampling, Ionides 2008; for the samplers of language models Yao et al. 2025, "Your
+    Efficient RL Framework Secretly Brings You Off-Policy RL Training".
 
     Args:
         old_logprobs: (N,) log pi_old, recomputed by the learner before its first optimizer step.

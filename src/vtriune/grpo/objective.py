@@ -14,7 +14,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ObjectiveConfig(BaseModel):
-    """What is optimised; the defaults are the paper's eq. 1 and 2. docs/algorithms.md has a table of named algorithms."""
+    """What is optimised; the defaults are the paper's eq. 1 and 2. docs/algorithms.md names others."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,7 +43,7 @@ class ObjectiveConfig(BaseModel):
         None,
         ge=1,
         allow_inf_nan=False,
-        description="Most that pi_old / pi_sampler may weigh a token; null: the sampler's log-probs are taken as pi_old.",
+        description="Most that pi_old / pi_sampler may weigh a token; null: the sampler's log-probs are pi_old.",
     )
     dynamic_sampling: int = Field(
         0, ge=0, description="Rounds of further prompts, at most, in place of groups that teach nothing."
@@ -90,3 +90,7 @@ class ObjectiveConfig(BaseModel):
         return clip_higher(
             *tokens, epsilon_low=epsilon_low, epsilon_high=epsilon_high, dual_clip=self.dual_clip, weights=weights
         )
+
+
+PAPER = ObjectiveConfig()
+"""Eq. 1 and 2."""

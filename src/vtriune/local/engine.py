@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
-from vtriune.grpo.objective import ObjectiveConfig
+from vtriune.grpo.objective import PAPER, ObjectiveConfig
 from vtriune.local.checkpoint import damaged
 from vtriune.local.model import Encoded, ModelConfig, PictureCache, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
@@ -26,7 +26,7 @@ class LocalEngine:
         rollout: RolloutConfig,
         update: UpdateConfig,
         seed: int,
-        objective: ObjectiveConfig = ObjectiveConfig(),
+        objective: ObjectiveConfig = PAPER,
     ) -> None:
         torch.manual_seed(seed)
         self.vlm = VisionLanguageModel(model)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from vtriune.grpo.loss import Surrogate, kl_k3, truncated_weights
-from vtriune.grpo.objective import ObjectiveConfig
+from vtriune.grpo.objective import PAPER, ObjectiveConfig
 from vtriune.local.logprobs import logprobs_and_entropies, response_logprobs
 from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
 
@@ -117,7 +117,7 @@ class Learner:
         vlm: VisionLanguageModel,
         config: UpdateConfig,
         temperature: float,
-        objective: ObjectiveConfig = ObjectiveConfig(),
+        objective: ObjectiveConfig = PAPER,
     ) -> None:
         self.vlm, self.config, self.temperature, self.objective = vlm, config, temperature, objective
         parameters: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
@@ -150,8 +150,8 @@ class Learner:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
             first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over the optimizer
             steps taken; optimizer_steps taken and skipped_updates. What the objective asks for is added: kl (k3) and
-            policy_entropy, means over all tokens; sampler_weight, the mean of TIS. Nothing at all
-            without lessons.
+            policy_entropy, means over all tokens; sampler_weight, the mean over all tokens. Nothing at
+            all without lessons.
         """
         if not lessons:
             return {}
@@ -175,8 +175,8 @@ class Learner:
             return lessons, {}
         corrected = []
         for one, found in self._recomputed(lessons):
-            pairs = [(torch.from_numpy(old), torch.from_numpy(seen)) for old, seen in zip(found, one.old_logprobs)]
-            weights = [truncated_weights(old, seen, cap).numpy() for old, seen in pairs]
+            pairs = zip(found, one.old_logprobs, strict=True)
+            weights = [truncated_weights(*map(torch.from_numpy, pair), cap).numpy() for pair in pairs]
             corrected.append(replace(one, old_logprobs=found, sampler_weights=weights))
         gap = np.abs(_flat(one.old_logprobs for one in corrected) - _flat(one.old_logprobs for one in lessons)).max()
         weight = _flat(one.sampler_weights for one in corrected).mean(dtype=np.float64)
@@ -208,7 +208,7 @@ class Learner:
                 parameter.data = present
 
     def _teaches(self, lesson: Lesson) -> bool:
-        """Has it a gradient? A group without spread has advantages of 0: its tokens count, its forward pass is saved."""
+        """Has it a gradient? Without spread its advantages are 0: its tokens count, its forward pass is saved."""
         return self.objective.learns_from_all or bool(lesson.advantages.any())
 
     def _loss(self, batch: Sequence[Lesson]) -> tuple[Surrogate, dict[str, float]]:
