@@ -86,8 +86,10 @@ def gdpo(parts: Sequence[Sequence[float | None]], weights: Sequence[float]) -> n
     >>> gdpo([[1.0, 0.0, None], [0.25, 0.75, None]], [1.0, 0.5]).round(3).tolist()
     [0.354, -0.354, 0.0]
     """
-    normalised = [weight * advantages(part) for part, weight in zip(parts, weights, strict=True)]
-    return np.array(normalised).sum(axis=0)
+    result = np.zeros(len(parts[0]))
+    for part, weight in zip(parts, weights, strict=True):
+        result += weight * advantages(part)
+    return result
 
 
 def group_advantages(choice: Advantage, verdicts: Sequence[Verdict], spec: RewardSpec) -> np.ndarray:

@@ -175,8 +175,10 @@ class Learner:
             return lessons, {}
         corrected = []
         for one, found in self._recomputed(lessons):
-            pairs = zip(found, one.old_logprobs, strict=True)
-            weights = [truncated_weights(*map(torch.from_numpy, pair), cap).numpy() for pair in pairs]
+            weights = [
+                truncated_weights(torch.from_numpy(old), torch.from_numpy(sampler), cap).numpy()
+                for old, sampler in zip(found, one.old_logprobs, strict=True)
+            ]
             corrected.append(replace(one, old_logprobs=found, sampler_weights=weights))
         gap = np.abs(_flat(one.old_logprobs for one in corrected) - _flat(one.old_logprobs for one in lessons)).max()
         weight = _flat(one.sampler_weights for one in corrected).mean(dtype=np.float64)
