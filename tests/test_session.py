@@ -372,8 +372,10 @@ def test_without_dynamic_sampling_a_step_asks_once_and_learns_from_all(
 
 @pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "gdpo"])
 def test_groups_that_teach_nothing_give_way_to_further_prompts_until_none_is_missing(
-    recipe: Callable[..., Recipe], engine: LocalEngine, pool: JudgePool, advantage: str
+    recipe: Callable[..., Recipe], tiny_model: Path, pool: JudgePool, advantage: str
 ) -> None:
+    model, rollout = ModelConfig(path=str(tiny_model), device="cpu"), RolloutConfig(max_new_tokens=4)
+    engine = LocalEngine(model, rollout, UpdateConfig(), seed=0)
     objective = {"dynamic_sampling": 20, "advantage": advantage}
     batch, asked = asked_of_a_step(recipe, engine, pool, "0101010101010101", objective=objective)
     assert len(batch.lessons) == 4

@@ -258,7 +258,7 @@ def test_k3_has_the_divergence_as_its_mean() -> None:
 def test_entropy_is_that_of_the_possible_and_has_autograds_gradient(seed: int) -> None:
     logits = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
     possible = logits[:, [0, 1, 3, 4]]
-    expected = torch.distributions.Categorical(logits=possible).entropy()
+    expected: Tensor = torch.distributions.Categorical(logits=possible).entropy()  # type: ignore[no-untyped-call]
     (expected_gradient,) = torch.autograd.grad(expected.sum(), logits)
     forbidden = torch.zeros(6, dtype=torch.float64).index_fill(0, torch.tensor([2, 5]), -math.inf)
     found = entropies(torch.log_softmax(logits + forbidden, -1))
@@ -283,6 +283,6 @@ def test_the_normaliser_is_all_tokens_or_the_answers_or_a_constant_for_each_of_t
 
 
 def test_no_tokens_have_no_loss_whatever_the_loss() -> None:
-    nothing, limits = torch.zeros(0), {"epsilon_low": LOW, "epsilon_high": HIGH}
-    assert cispo(nothing, nothing, nothing, **limits).loss == 0
-    assert gspo(nothing, nothing, nothing, torch.zeros(0, dtype=torch.int64), **limits).loss == 0
+    nothing, none = torch.zeros(0), torch.zeros(0, dtype=torch.int64)
+    assert cispo(nothing, nothing, nothing, epsilon_low=LOW, epsilon_high=HIGH).loss == 0
+    assert gspo(nothing, nothing, nothing, none, epsilon_low=LOW, epsilon_high=HIGH).loss == 0

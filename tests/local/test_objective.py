@@ -89,7 +89,8 @@ def nudge(vlm: VisionLanguageModel) -> None:
 def entropy_of(vlm: VisionLanguageModel, distributions: Tensor) -> Tensor:
     """torch's own, over what is possible: (T, V) -> (T,)."""
     possible = [k for k in range(distributions.shape[1]) if k not in vlm.placeholder_ids]
-    entropy: Tensor = torch.distributions.Categorical(logits=distributions[:, possible]).entropy()
+    categorical = torch.distributions.Categorical(logits=distributions[:, possible])
+    entropy: Tensor = categorical.entropy()  # type: ignore[no-untyped-call]
     return entropy
 
 
