@@ -173,8 +173,8 @@ def test_gspo_is_the_clipped_mean_ratio_of_whole_answers(answers: list[list[tupl
     assert surrogate.loss.item() == pytest.approx(expected, abs=1e-9)
     assert surrogate.clipped.item() == clipped
     # All tokens of an answer share one gradient.
-    for answer in torch.split(gradient, [len(answer) for answer in answers]):
-        torch.testing.assert_close(answer, answer[:1].expand_as(answer))
+    for shared in torch.split(gradient, [len(answer) for answer in answers]):
+        torch.testing.assert_close(shared, shared[:1].expand_as(shared))
 
 
 def test_the_length_of_an_answer_does_not_count_in_gspo_once_each_token_weighs_one_over_it() -> None:
