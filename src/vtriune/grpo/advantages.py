@@ -57,7 +57,7 @@ def dr_grpo(rewards: Sequence[float | None]) -> np.ndarray:
 def rloo(rewards: Sequence[float | None]) -> np.ndarray:
     """RLOO: A_i = R_i - mean of the others' rewards, a baseline that does not depend on the answer itself.
 
-    Source: Ahmadian et al. 2024, arXiv 2402.14740, section 2. It is n / (n - 1) times Dr.GRPO's. (G,) float64.
+    Source: Ahmadian et al. 2024, arXiv 2402.14740. It is n / (n - 1) times Dr.GRPO's. (G,) float64.
 
     >>> rloo([1.0, 0.0, None, 0.0]).tolist()
     [1.0, -0.5, 0.0, -0.5]

@@ -43,7 +43,7 @@ def clip_higher(
         epsilon_low: 0.2 in the paper.
         epsilon_high: 0.28 in the paper.
         dual_clip: c > 1. Where A < 0 the objective is at least c A, so that a token that has become many times likelier
-            does not outweigh all others (Ye et al. 2019, arXiv 1912.09729, eq. 5). None: no such limit.
+            does not outweigh all others (Ye et al. 2019, arXiv 1912.09729). None: no such limit.
         weights: (N,) what each token counts.
     """
     gap = logprobs - old_logprobs
