@@ -10,6 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from vtriune.grpo.objective import PAPER
 from vtriune.recipe import Recipe, load_recipe
 from vtriune.types import UserError
 
@@ -91,6 +92,11 @@ def test_keys_that_are_no_text_are_refused(write: Write) -> None:
         ({"reward": {"preset": "papre"}}, "reward.preset: Input should be 'paper', 'official_code' or 'modern'"),
         ({"update": {"learning_rate": {"vison": 1}}}, "update.learning_rate.vison: Input should be 'vision'"),
         ({"update": {"learning_rate": float("nan")}}, "update.learning_rate: Input should be a finite number"),
+        ({"objective": {"normaliser": 0}}, "objective.normaliser: Input should be greater than 0, not 0"),
+        (
+            {"objective": {"advantage": "gae"}},
+            "objective.advantage: Input should be 'grpo', 'dr_grpo', 'rloo' or 'gdpo'",
+        ),
         ({"update": {"betas": [0.9, 1.0]}}, "update.betas.1: Input should be less than 1"),
     ],
 )
@@ -117,6 +123,12 @@ def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
         (("update.learning_rate={connector: 1e-6}", "model.freeze=[vision]"), "llm is trained but has no rate; give"),
         (("update.prompts_per_update=9", "rollout.prompts_per_step=8"), "9 is more than a step samples; lower it to"),
         (("model.min_pixels=2000", "model.max_pixels=1000"), "2000 is more than model.max_pixels (1000); lower it"),
+        (
+            ("objective.dual_clip=3", "objective.loss=cispo"),
+            "is for loss clip, not cispo; leave it out or set loss: clip",
+        ),
+        (("objective.loss=gspo",), "set update.epsilon_low and update.epsilon_high (3e-4 and 4e-4 in its paper)"),
+        (("objective.loss=gspo", "update.epsilon_low=3e-4"), "set update.epsilon_low and update.epsilon_high"),
         (("data.train=[{path: a, weight: 1}, {path: b}]",), "source b has no weight but others have; give `weight`"),
     ],
 )
@@ -202,6 +214,9 @@ def test_a_resolved_recipe_loads_from_another_folder_and_is_equal(write: Write, 
         "update.learning_rate={llm: 1e-6}",
         "data.train=[{path: a, weight: 2, only: [x, y], name: z, verifier_parm: {iou_threshold: [[0, 0.5]]}}]",
         "evaluation.every=5",
+        "update.epsilon_low=3e-4",
+        "update.epsilon_high=4e-4",
+        "objective={advantage: dr_grpo, loss: gspo, normaliser: 2048, truncated_is: 2}",
     ]
     recipe = load_recipe(write(), overrides)
     (tmp_path / "run").mkdir()
@@ -238,4 +253,5 @@ def test_a_minimal_recipe_trains_with_the_papers_settings(write: Write) -> None:
     assert (rollout.max_new_tokens, rollout.temperature) == (2048, 1.0)
     assert (update.prompts_per_update, update.learning_rate, update.warmup_ratio) == (None, 1e-6, 0.05)
     assert (update.epsilon_low, update.epsilon_high) == (0.2, 0.28)
+    assert recipe.objective == PAPER
     assert recipe.model.freeze == ["vision", "connector"]

@@ -27,7 +27,9 @@ from vtriune.session import (
     EVALUATION_SEED_STEP,
     RUN_FILES,
     RUN_FOLDERS,
+    TrainingBatch,
     ask_and_judge,
+    ask_batch,
     evaluate,
     load_data,
     new_store,
@@ -320,6 +322,86 @@ def test_a_held_out_sample_that_cannot_be_asked_is_named_and_the_others_are_aske
     result, bad = evaluate(made, engine, pool, load_data(made, pool).test, progress=TEST, advance=lambda _: None)
     assert [(sample.id, "pictures" in reason) for sample, reason in bad] == [("test.jsonl#2", True)]
     assert sorted(one.group.sample.id for one in result.greedy) == ["test.jsonl#1", "test.jsonl#3"]
+
+
+# --- the rows of a step -----------------------------------------------------------------------------------------------
+
+
+class Lottery(JudgePool):
+    """A judge for whom every second answer is right, but all are wrong where the gold is 0."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def submit(self, items: Sequence[JudgeItem]) -> Future[list[Verdict]]:
+        gold = items[0].spec.gold
+        self.asked.append(gold)
+        rewards = [float(gold != "0" and k % 2) for k in range(len(items))]
+        future: Future[list[Verdict]] = Future()
+        future.set_result([Verdict(Status.SCORED, reward, reward, 0.0, reward == 1) for reward in rewards])
+        return future
+
+
+def asked_of_a_step(
+    recipe: Callable[..., Recipe], engine: LocalEngine, pool: JudgePool, golds: str, **changes: Any
+) -> tuple[TrainingBatch, list[str]]:
+    """A step of four prompts from rows of such gold, and all that was judged."""
+    rows = [ROW | {"reward_model": {"ground_truth": gold, "verifier": "mathverify"}} for gold in golds]
+    made = recipe(rows, rollout={"prompts_per_step": 4, "responses_per_prompt": 4}, **changes)
+    lottery = Lottery()
+    batch = ask_batch(
+        made,
+        load_data(made, pool),
+        engine,
+        lottery,
+        Progress(0, 3, "train"),
+        lambda *problem: pytest.fail(str(problem)),
+    )
+    ids = [one.group.sample.id for one in batch.judged]
+    assert len(set(ids)) == len(ids) == len(lottery.asked)
+    return batch, lottery.asked
+
+
+def test_without_dynamic_sampling_a_step_asks_once_and_learns_from_all(
+    recipe: Callable[..., Recipe], engine: LocalEngine, pool: JudgePool
+) -> None:
+    batch, asked = asked_of_a_step(recipe, engine, pool, "00110011")
+    assert len(asked) == 4
+    assert batch.lessons == batch.judged
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "gdpo"])
+def test_groups_that_teach_nothing_give_way_to_further_prompts_until_none_is_missing(
+    recipe: Callable[..., Recipe], tiny_model: Path, pool: JudgePool, advantage: str
+) -> None:
+    model, rollout = ModelConfig(path=str(tiny_model), device="cpu"), RolloutConfig(max_new_tokens=4)
+    engine = LocalEngine(model, rollout, UpdateConfig(), seed=0)
+    objective = {"dynamic_sampling": 20, "advantage": advantage}
+    batch, asked = asked_of_a_step(recipe, engine, pool, "0101010101010101", objective=objective)
+    assert len(batch.lessons) == 4
+    assert all(one.advantages.any() for one in batch.lessons)
+    assert {one.group.sample.reward.gold for one in batch.lessons} == {"1"}
+    assert len(batch.judged) == 4 + asked.count("0")
+    # All of them are still known to the engine, in the order in which they were asked.
+    assert engine.update(batch.lessons, 0, 3)["optimizer_steps"] == 1
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_the_rounds_of_further_prompts_are_bounded(
+    recipe: Callable[..., Recipe], engine: LocalEngine, pool: JudgePool, rounds: int
+) -> None:
+    batch, asked = asked_of_a_step(recipe, engine, pool, "0" * 40, objective={"dynamic_sampling": rounds})
+    assert len(asked) == 4 * (1 + rounds)
+    assert batch.lessons == []
+    assert engine.update(batch.lessons, 0, 3) == {}
+
+
+def test_a_source_with_too_few_rows_is_asked_once_a_step_for_each_of_them(
+    recipe: Callable[..., Recipe], engine: LocalEngine, pool: JudgePool
+) -> None:
+    batch, asked = asked_of_a_step(recipe, engine, pool, "001", objective={"dynamic_sampling": 5})
+    assert sorted(asked) == ["0", "0", "1"]
+    assert len(batch.lessons) == 1
 
 
 # --- Ctrl-C -----------------------------------------------------------------------------------------------------------

@@ -419,6 +419,37 @@ def test_a_judge_that_is_killed_costs_nothing(whole: Path, recipe: Path, tmp_pat
     assert_same_run(run, whole)
 
 
+@pytest.mark.heavy
+def test_a_run_with_every_part_of_the_objective_goes_on_to_the_last_bit(
+    recipe: Path, tmp_path: Path, start: Start
+) -> None:
+    objective = {
+        "advantage": "gdpo",
+        "loss": "cispo",
+        "normaliser": "answers",
+        "kl_coefficient": 0.05,
+        "entropy_coefficient": 0.001,
+        "truncated_is": 2.0,
+        "dynamic_sampling": 2,
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"objective": objective}))
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, output = start(whole, path, "--out", whole).end()
+    assert code == 0, output
+    training = start(run, path, "--out", run)
+    training.await_row(5)
+    training.end(signal.SIGKILL)
+    code, output = start(run, "--resume", run).end()
+    assert code == 0, output
+    assert_same_run(run, whole)
+    rows = [row["metrics"] for row in metrics(run) if row["split"] == "train"]
+    assert all(row["all/sampler_weight"] == pytest.approx(1, abs=1e-3) for row in rows)
+    assert rows[0]["all/kl"] < rows[-1]["all/kl"]
+    assert all(row["all/policy_entropy"] > 0 for row in rows)
+    assert max(row["all/groups"] for row in rows) > 8  # of a step's 8 prompts some taught nothing
+
+
 @pytest.fixture
 def small(tiny_model: Path, tmp_path: Path) -> Callable[..., Path]:
     """Write a recipe of a run that is as short as can be."""

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtriune.data.sources import SourceConfig, mixture_weights
+from vtriune.grpo.objective import ObjectiveConfig
 from vtriune.local.model import PARTS, ModelConfig
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import UpdateConfig
@@ -103,6 +104,7 @@ class Recipe(BaseModel):
     reward: RewardConfig = RewardConfig()
     rollout: RolloutConfig = RolloutConfig()
     update: UpdateConfig = UpdateConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -129,6 +131,12 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"update.prompts_per_update: {per_update} is more than a step samples; "
                 f"lower it to rollout.prompts_per_step ({self.rollout.prompts_per_step}) or leave it out"
+            )
+        limits = {"epsilon_low", "epsilon_high"}
+        if self.objective.loss == "gspo" and not limits <= self.update.model_fields_set:
+            raise ValueError(
+                "objective.loss: gspo clips ratios of whole answers, which hardly move, so limits for tokens are never "
+                "met; set update.epsilon_low and update.epsilon_high (3e-4 and 4e-4 in its paper)"
             )
         least, most = self.model.min_pixels, self.model.max_pixels
         if least is not None and most is not None and least > most:

@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 
 from vtriune.data.mixture import Mixture
-from vtriune.data.prompts import with_fixed_prompt
+from vtriune.data.prompts import with_fixed_prompt, with_prompt_pool
 from vtriune.data.sources import QuarantinedRow, SourceConfig, load_samples, mixture_weights
-from vtriune.grpo.advantages import advantages
+from vtriune.grpo.advantages import Advantage, group_advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
@@ -164,6 +164,7 @@ def ask_and_judge(
     seed_step: int,
     progress: Progress,
     group_size: int | None,
+    advantage: Advantage = "grpo",
 ) -> tuple[list[JudgedGroup], float]:
     """Answers to encoded samples with their verdicts. A group is judged while the next ones are sampled.
 
@@ -183,8 +184,69 @@ def ask_and_judge(
     judged = []
     for group, future in pending:
         verdicts = tuple(future.result())
-        judged.append(JudgedGroup(group, verdicts, advantages([verdict.reward for verdict in verdicts])))
+        judged.append(JudgedGroup(group, verdicts, group_advantages(advantage, verdicts, group.sample.reward)))
     return judged, time.monotonic() - sampled
+
+
+@dataclass(slots=True)
+class TrainingBatch:
+    """What one training step has asked."""
+
+    judged: list[JudgedGroup]
+    lessons: list[JudgedGroup]
+    """Those of `judged` that are learned from."""
+    waited: float
+    """Seconds spent waiting for verdicts."""
+
+
+def ask_batch(
+    recipe: Recipe,
+    data: RunData,
+    engine: LocalEngine,
+    judge: Judge,
+    progress: Progress,
+    set_aside: Callable[[int, str, str], None],
+) -> TrainingBatch:
+    """Draw the rows of a step, ask and judge them. Those that turn out bad are set aside: (step, id, reason).
+
+    With `objective.dynamic_sampling` groups that teach nothing are left out, and further rows are asked in their place
+    until none is missing, for so many rounds at most (DAPO, arXiv 2503.14476, eq. 11).
+    """
+    wanted, extra = recipe.rollout.prompts_per_step, recipe.objective.dynamic_sampling
+    batch = TrainingBatch([], [], 0.0)
+    asked: set[str] = set()
+    for number in range(1 + extra):
+        drawn = data.mixture.next_batch(wanted - len(batch.lessons))
+        # A small source can come round twice in a batch; a row is asked once a step.
+        draws = {draw.sample.id: draw for draw in drawn if draw.sample.id not in asked}
+        asked.update(draws)
+        pool = recipe.data.prompt_pool
+        samples, bad = engine.encode(
+            [with_prompt_pool(one.sample, one.epoch, recipe.seed) if pool else one.sample for one in draws.values()],
+            further=number > 0,
+        )
+        for sample, reason in bad:
+            data.mixture.remove(sample.id)
+            set_aside(progress.step + 1, sample.id, reason)
+        judged, waited = ask_and_judge(
+            engine,
+            judge,
+            samples,
+            seed_step=progress.step,
+            progress=progress,
+            group_size=recipe.rollout.responses_per_prompt,
+            advantage=recipe.objective.advantage,
+        )
+        for one in judged:
+            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
+                data.mixture.remove(one.group.sample.id)
+                set_aside(progress.step + 1, one.group.sample.id, one.verdicts[0].reason)
+        batch.judged += judged
+        batch.lessons += [one for one in judged if one.advantages.any()] if extra else judged
+        batch.waited += waited
+        if len(batch.lessons) == wanted:
+            break
+    return batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from vtriune.data.prompts import with_prompt_pool
 from vtriune.local.checkpoint import read_latest, write_checkpoint
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import evaluation_figures, summarize
@@ -26,14 +25,14 @@ from vtriune.session import (
     Interrupted,
     Judge,
     RunData,
-    ask_and_judge,
+    ask_batch,
     evaluate,
     load_data,
     new_store,
     open_judge,
     polite_interrupt,
 )
-from vtriune.types import Progress, Status, UserError
+from vtriune.types import Progress, UserError
 
 
 def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
@@ -53,7 +52,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         with console.status("Reading and checking the data"):
             data = load_data(recipe, judge)
         with console.status("Loading the model"):
-            engine = LocalEngine(recipe.model, recipe.rollout, recipe.update, recipe.seed)
+            engine = LocalEngine(recipe.model, recipe.rollout, recipe.update, recipe.seed, recipe.objective)
         first = 0
         if resume:
             checkpoint, state = read_latest(folder / "checkpoints")
@@ -115,28 +114,11 @@ class _Run:
     def step(self, step: int) -> tuple[dict[str, float], float]:
         """Mix, sample, judge, learn. Returns the step's figures and the seconds that it waited for rewards."""
         recipe, began = self.recipe, time.monotonic()
-        # A small source can come round twice in a batch; a row is asked once a step.
-        draws = {draw.sample.id: draw for draw in self.data.mixture.next_batch(recipe.rollout.prompts_per_step)}
-        samples, bad = self.engine.encode(
-            [
-                with_prompt_pool(draw.sample, draw.epoch, recipe.seed) if recipe.data.prompt_pool else draw.sample
-                for draw in draws.values()
-            ]
-        )
-        for sample, reason in bad:
-            self.data.mixture.remove(sample.id)
-            self.set_aside(step + 1, sample.id, reason)
         progress = Progress(step, recipe.steps, "train")
-        size = recipe.rollout.responses_per_prompt
-        judged, waited = ask_and_judge(
-            self.engine, self.judge, samples, seed_step=step, progress=progress, group_size=size
-        )
-        for one in judged:
-            if all(verdict.status is Status.UNSCORABLE for verdict in one.verdicts):
-                self.data.mixture.remove(one.group.sample.id)
-                self.set_aside(step + 1, one.group.sample.id, one.verdicts[0].reason)
+        batch = ask_batch(recipe, self.data, self.engine, self.judge, progress, self.set_aside)
+        judged, waited = batch.judged, batch.waited
         judged_at = time.monotonic()
-        learned = self.engine.update(judged, step, recipe.steps)
+        learned = self.engine.update(batch.lessons, step, recipe.steps)
         figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
         timing = {
             "rollout_s": judged_at - began - waited,

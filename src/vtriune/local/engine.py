@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
+from vtriune.grpo.objective import PAPER, ObjectiveConfig
 from vtriune.local.checkpoint import damaged
 from vtriune.local.model import Encoded, ModelConfig, PictureCache, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
@@ -19,20 +20,33 @@ from vtriune.types import Group, JudgedGroup, Sample, Status, UserError
 class LocalEngine:
     """One model on one device. Everything random is drawn from (seed, step, sample), so there is no hidden state."""
 
-    def __init__(self, model: ModelConfig, rollout: RolloutConfig, update: UpdateConfig, seed: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        rollout: RolloutConfig,
+        update: UpdateConfig,
+        seed: int,
+        objective: ObjectiveConfig = PAPER,
+    ) -> None:
         torch.manual_seed(seed)
         self.vlm = VisionLanguageModel(model)
-        self.learner = Learner(self.vlm, update, rollout.temperature)
+        self.learner = Learner(self.vlm, update, rollout.temperature, objective)
         self.rollout = rollout
         self.seed = seed
         self._encoded: dict[str, Encoded] = {}
         self._pictures = PictureCache(model.picture_cache * 2**20)
 
-    def encode(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[tuple[Sample, str]]]:
-        """Decode each picture once. Returns the samples that can be asked, and the others with the reason."""
+    def encode(
+        self, samples: Sequence[Sample], *, further: bool = False
+    ) -> tuple[list[Sample], list[tuple[Sample, str]]]:
+        """Decode each picture once. Returns the samples that can be asked, and the others with the reason.
+
+        Only they can be asked and learned from after that, and with `further` those of the calls before, too.
+        """
         good: list[Sample] = []
         bad: list[tuple[Sample, str]] = []
-        self._encoded.clear()
+        if not further:
+            self._encoded.clear()
         for sample in samples:
             try:
                 self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens, self._pictures)

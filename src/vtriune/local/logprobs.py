@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from vtriune.grpo.loss import entropies
 from vtriune.local import plain
 from vtriune.local.decoder import run_answers, run_prompts
 from vtriune.local.model import Encoded, VisionLanguageModel
@@ -28,7 +29,20 @@ def response_logprobs(
     *,
     recompute: bool = False,
 ) -> Tensor:
-    """log pi of every response token, all answers one after the other: (N,) float32, with gradient.
+    """log pi of every response token, all answers one after the other: (N,) float32, with gradient."""
+    return logprobs_and_entropies(vlm, prompts, answers, temperature, recompute=recompute, entropy=False)[0]
+
+
+def logprobs_and_entropies(
+    vlm: VisionLanguageModel,
+    prompts: Sequence[Encoded],
+    answers: Sequence[Sequence[np.ndarray]],
+    temperature: float,
+    *,
+    recompute: bool = False,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """(N,) log pi of every response token and, if asked for, (N,) entropies of the distributions that it is one of.
 
     Each prompt runs once. Its keys and values feed all of its answers, and gradients flow back through them, so the
     result and the gradients equal those of running prompt + answer for each answer, as `plain.logprobs` does, which is
@@ -36,7 +50,11 @@ def response_logprobs(
     """
     if vlm.plain:
         pairs = [(prompt, ids) for prompt, group in zip(prompts, answers, strict=True) for ids in group]
-        return torch.cat([plain.logprobs(vlm, prompt, ids, temperature) for prompt, ids in pairs])
+        logprobs = torch.cat([plain.logprobs(vlm, prompt, ids, temperature) for prompt, ids in pairs])
+        if not entropy:
+            return logprobs, None
+        whole = [entropies(plain.distributions(vlm, prompt, ids, temperature)) for prompt, ids in pairs]
+        return logprobs, torch.cat(whole)
     flat = [ids for group in answers for ids in group]
     owners = [number for number, group in enumerate(answers) for _ in group]
     found: list[Tensor] = []
@@ -55,8 +73,9 @@ def response_logprobs(
             if tokens.shape[1] > 1:
                 rest = run_answers(vlm, prefix, owner, tokens[:, :-1], chosen[:, :-1], recompute=recompute)
                 hidden = torch.cat([hidden, rest], 1)
-            found.append(_logprobs(vlm, hidden[chosen], tokens[chosen], temperature))
-    return torch.cat(found)[_order(runs, [len(ids) for ids in flat]).to(vlm.device)]
+            found.append(_in_chunks(vlm, hidden[chosen], tokens[chosen], temperature, entropy))
+    told = torch.cat(found, 1)[:, _order(runs, [len(ids) for ids in flat]).to(vlm.device)]
+    return told[0], told[1] if entropy else None
 
 
 def alike(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -83,18 +102,20 @@ def _order(runs: Sequence[Sequence[int]], lengths: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.concatenate([start + np.arange(n) for start, n in zip(starts, lengths, strict=True)]))
 
 
-def _logprobs(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """(N, H) hidden states and (N,) tokens that follow them -> (N,) log pi.
+def _in_chunks(vlm: VisionLanguageModel, hidden: Tensor, tokens: Tensor, temperature: float, entropy: bool) -> Tensor:
+    """(N, H) hidden states and (N,) tokens that follow them -> (1, N) log pi; (2, N) with the entropies.
 
     The distributions of many tokens over a large vocabulary would fill the memory several times over: they are made
     chunk by chunk, and once more in the backward pass.
     """
 
     def whole(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return torch.log_softmax(vlm.logits(hidden, temperature), -1).gather(-1, tokens[:, None])[:, 0]
+        distributions = torch.log_softmax(vlm.logits(hidden, temperature), -1)
+        chosen = distributions.gather(-1, tokens[:, None]).T
+        return torch.cat([chosen, entropies(distributions)[None]]) if entropy else chosen
 
     size = max(1, LOGITS_PER_CHUNK // vlm.model.lm_head.out_features)
     if len(tokens) <= size:
         return whole(hidden, tokens)
     chunks = zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
-    return torch.cat([checkpoint(whole, *chunk, use_reentrant=False) for chunk in chunks])
+    return torch.cat([checkpoint(whole, *chunk, use_reentrant=False) for chunk in chunks], -1)

@@ -27,12 +27,16 @@ def hidden_states(vlm: VisionLanguageModel, prompt: Encoded, answer: np.ndarray)
     return found
 
 
+def distributions(vlm: VisionLanguageModel, prompt: Encoded, answer: np.ndarray, temperature: float) -> Tensor:
+    """(T, V) log-probabilities that an answer's tokens were drawn by, with gradient."""
+    with vlm.autocast():
+        return torch.log_softmax(vlm.logits(hidden_states(vlm, prompt, answer)[:-1], temperature), -1)
+
+
 def logprobs(vlm: VisionLanguageModel, prompt: Encoded, answer: np.ndarray, temperature: float) -> Tensor:
     """(T,) log pi of an answer's tokens, with gradient."""
-    with vlm.autocast():
-        distributions = torch.log_softmax(vlm.logits(hidden_states(vlm, prompt, answer)[:-1], temperature), -1)
     tokens = torch.from_numpy(answer).to(vlm.device)
-    return distributions.gather(-1, tokens[:, None])[:, 0]
+    return distributions(vlm, prompt, answer, temperature).gather(-1, tokens[:, None])[:, 0]
 
 
 def next_distribution(vlm: VisionLanguageModel, prompt: Encoded, answer: np.ndarray, temperature: float) -> Tensor:

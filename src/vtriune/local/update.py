@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, TypeVar
 
@@ -13,8 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from vtriune.grpo.loss import clip_higher
-from vtriune.local.logprobs import alike, response_logprobs
+from vtriune.grpo.loss import Surrogate, kl_k3, truncated_weights
+from vtriune.grpo.objective import PAPER, ObjectiveConfig
+from vtriune.local.logprobs import alike, logprobs_and_entropies, response_logprobs
 from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -23,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class UpdateConfig(BaseModel):
-    """The optimizer and the objective (5.1.2)."""
+    """The optimizer, and the limits of the objective's ratios (5.1.2)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,8 +39,12 @@ class UpdateConfig(BaseModel):
     prompts_per_update: int | None = Field(
         None, ge=1, description="Most prompts of one optimizer step; null: all of a step's prompts at once (on-policy)."
     )
-    epsilon_low: float = Field(0.2, gt=0, lt=1, description="Ratio clipped below at 1 - epsilon_low (eq. 1).")
-    epsilon_high: float = Field(0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1).")
+    epsilon_low: float = Field(
+        0.2, gt=0, le=1, description="Ratio clipped below at 1 - epsilon_low (eq. 1); GSPO's paper has 3e-4, CISPO's 1."
+    )
+    epsilon_high: float = Field(
+        0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1); GSPO's paper has 4e-4."
+    )
     tokens_per_batch: int = Field(
         16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
     )
@@ -58,6 +64,10 @@ class Lesson:
     """R arrays of (T_i,) float32."""
     advantages: np.ndarray
     """(R,)"""
+    reference_logprobs: Sequence[np.ndarray] = ()
+    """R arrays of (T_i,) float32 under the initial model; none where nothing is held to it."""
+    sampler_weights: Sequence[np.ndarray] = ()
+    """R arrays of (T_i,) float32, min(pi_old / pi_sampler, C); none where the sampler is taken at its word."""
 
     @property
     def tokens(self) -> int:
@@ -102,10 +112,19 @@ def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
 
 
 class Learner:
-    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state."""
+    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state.
 
-    def __init__(self, vlm: VisionLanguageModel, config: UpdateConfig, temperature: float) -> None:
-        self.vlm, self.config, self.temperature = vlm, config, temperature
+    The reference of a divergence is the model as it is given here, which is the recipe's, also when a run is resumed.
+    """
+
+    def __init__(
+        self,
+        vlm: VisionLanguageModel,
+        config: UpdateConfig,
+        temperature: float,
+        objective: ObjectiveConfig = PAPER,
+    ) -> None:
+        self.vlm, self.config, self.temperature, self.objective = vlm, config, temperature, objective
         parameters: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
         for name, parameter in vlm.model.named_parameters():
             if parameter.requires_grad:
@@ -116,6 +135,10 @@ class Learner:
             betas=config.betas,
             weight_decay=config.weight_decay,
         )
+        self._reference: list[Tensor] = []
+        """The initial weights of what is trained, if the objective holds the policy to them."""
+        if objective.kl_coefficient:
+            self._reference = [one.detach().clone() for list_ in self.parameters.values() for one in list_]
 
     def learning_rate(self, part: Part, step: int, total_steps: int) -> float:
         """Linear warm-up over `warmup_ratio` of all steps, then constant."""
@@ -131,47 +154,125 @@ class Learner:
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
             first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over the optimizer
-            steps taken; optimizer_steps taken and skipped_updates. Nothing at all without lessons.
+            steps taken; optimizer_steps taken and skipped_updates. What the objective asks for is added: kl (k3) and
+            policy_entropy, means over all tokens; sampler_weight, the mean over all tokens. Nothing at
+            all without lessons.
         """
         if not lessons:
             return {}
+        lessons, prepared = self._prepare(lessons)
         chunks = split(lessons, self.config.prompts_per_update or len(lessons))
         steps = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
         figures = [one for one in steps if one is not None]
         result = {"optimizer_steps": float(len(figures)), "skipped_updates": float(len(steps) - len(figures))}
         if figures:
             result |= {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
-            result["logprob_gap"] = figures[0]["logprob_gap"]
+            result |= {"logprob_gap": figures[0]["logprob_gap"]} | prepared
         return result
+
+    def _prepare(self, lessons: Sequence[Lesson]) -> tuple[Sequence[Lesson], dict[str, float]]:
+        """Lessons with what the objective needs from before the first optimizer step, and the figures of that."""
+        if self._reference:
+            with self._as_reference():
+                lessons = [replace(one, reference_logprobs=found) for one, found in self._recomputed(lessons)]
+        cap = self.objective.truncated_is
+        if cap is None:
+            return lessons, {}
+        corrected = []
+        for one, found in self._recomputed(lessons):
+            weights = [
+                truncated_weights(torch.from_numpy(old), torch.from_numpy(sampler), cap).numpy()
+                for old, sampler in zip(found, one.old_logprobs, strict=True)
+            ]
+            corrected.append(replace(one, old_logprobs=found, sampler_weights=weights))
+        gap = np.abs(_flat(one.old_logprobs for one in corrected) - _flat(one.old_logprobs for one in lessons)).max()
+        weight = _flat(one.sampler_weights for one in corrected).mean(dtype=np.float64)
+        return corrected, {"logprob_gap": float(gap), "sampler_weight": float(weight)}
+
+    @torch.no_grad()
+    def _recomputed(self, lessons: Sequence[Lesson]) -> list[tuple[Lesson, list[np.ndarray]]]:
+        """Each lesson with its answers' log-probs at the present weights; with those it has if it teaches nothing."""
+        found = {id(one): one.old_logprobs for one in lessons}
+        for batch in micro_batches([one for one in lessons if self._teaches(one)], self.config.tokens_per_batch):
+            prompts, answers = [one.prompt for one in batch], [one.token_ids for one in batch]
+            flat = response_logprobs(self.vlm, prompts, answers, self.temperature).float().cpu().numpy()
+            ends = np.cumsum([len(ids) for group in answers for ids in group])
+            pieces = iter(np.split(flat, ends[:-1]))
+            found |= {id(one): [next(pieces) for _ in one.token_ids] for one in batch}
+        return [(one, found[id(one)]) for one in lessons]
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        """Inside, the model has its initial weights."""
+        trained = [parameter for list_ in self.parameters.values() for parameter in list_]
+        own = [parameter.data for parameter in trained]
+        try:
+            for parameter, initial in zip(trained, self._reference, strict=True):
+                parameter.data = initial
+            yield
+        finally:
+            for parameter, present in zip(trained, own, strict=True):
+                parameter.data = present
+
+    def _teaches(self, lesson: Lesson) -> bool:
+        """Has it a gradient? Without spread its advantages are 0: its tokens count, its forward pass is saved."""
+        return self.objective.learns_from_all or bool(lesson.advantages.any())
+
+    def _loss(self, batch: Sequence[Lesson]) -> tuple[Surrogate, dict[str, float]]:
+        """The objective's sums over a micro-batch, and those of its further figures over the tokens."""
+        objective = self.objective
+        logprobs, entropy = logprobs_and_entropies(
+            self.vlm,
+            [one.prompt for one in batch],
+            [one.token_ids for one in batch],
+            self.temperature,
+            recompute=self.config.gradient_checkpointing,
+            entropy=objective.entropy_coefficient > 0,
+        )
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(logprobs)
+
+        lengths = np.array([len(ids) for one in batch for ids in one.token_ids])
+        shares = tensor(np.repeat(1 / lengths, lengths)) if objective.normaliser == "answers" else None
+        weights = shares
+        if objective.truncated_is is not None:
+            trust = tensor(_flat(one.sampler_weights for one in batch))
+            weights = trust if shares is None else trust * shares
+        surrogate = objective.surrogate(
+            logprobs,
+            tensor(_flat(one.old_logprobs for one in batch)),
+            tensor(np.repeat(np.concatenate([one.advantages for one in batch]), lengths)),
+            torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(logprobs.device),
+            epsilon_low=self.config.epsilon_low,
+            epsilon_high=self.config.epsilon_high,
+            weights=weights,
+        )
+        loss, sums = surrogate.loss, {"clip_fraction": surrogate.clipped.item()}
+        terms = {}
+        if self._reference:
+            kl = kl_k3(logprobs, tensor(_flat(one.reference_logprobs for one in batch)))
+            terms["kl"] = objective.kl_coefficient, kl
+        if entropy is not None:
+            terms["policy_entropy"] = -objective.entropy_coefficient, entropy
+        for name, (coefficient, term) in terms.items():
+            loss = loss + coefficient * (term if shares is None else term * shares).sum()
+            sums[name] = term.sum().item()
+        return replace(surrogate, loss=loss), sums
 
     def _optimizer_step(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float] | None:
         """One optimizer step and its figures; None if it had to be skipped."""
         tokens = sum(lesson.tokens for lesson in lessons)
-        loss, clipped, gap = 0.0, 0.0, 0.0
-        # A group without spread has advantages of 0, hence no gradient: its tokens count, its forward pass is saved.
-        learning = [lesson for lesson in lessons if lesson.advantages.any()]
+        divisor = self.objective.divisor(tokens, sum(len(lesson.token_ids) for lesson in lessons))
+        loss, gap = 0.0, 0.0
+        means = {"clip_fraction": 0.0}
+        learning = [lesson for lesson in lessons if self._teaches(lesson)]
         for batch in micro_batches(learning, self.config.tokens_per_batch):
-            logprobs = response_logprobs(
-                self.vlm,
-                [one.prompt for one in batch],
-                [one.token_ids for one in batch],
-                self.temperature,
-                recompute=self.config.gradient_checkpointing,
-            )
-            old = torch.from_numpy(np.concatenate([lp for one in batch for lp in one.old_logprobs]))
-            lengths = [len(ids) for one in batch for ids in one.token_ids]
-            weights = np.repeat(np.concatenate([one.advantages for one in batch]), lengths)
-            surrogate = clip_higher(
-                logprobs,
-                old.to(logprobs),
-                torch.from_numpy(weights).to(logprobs),
-                epsilon_low=self.config.epsilon_low,
-                epsilon_high=self.config.epsilon_high,
-            )
-            (surrogate.loss / tokens).backward()  # type: ignore[no-untyped-call]
-            loss += surrogate.loss.item() / tokens
-            clipped += surrogate.clipped.item() / tokens
+            surrogate, sums = self._loss(batch)
+            (surrogate.loss / divisor).backward()  # type: ignore[no-untyped-call]
+            loss += surrogate.loss.item() / divisor
             gap = max(gap, surrogate.ratio_gap.item())
+            means |= {name: means.get(name, 0.0) + total / tokens for name, total in sums.items()}
         norms = {part: _norm(parameters) for part, parameters in self.parameters.items()}
         total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
         if not math.isfinite(total):
@@ -187,12 +288,17 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         return {
             "loss": loss,
-            "clip_fraction": clipped,
+            **means,
             "logprob_gap": gap,
             "grad_norm": total,
             **{f"grad_norm_{part}": norm for part, norm in norms.items()},
             **{f"learning_rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups},
         }
+
+
+def _flat(groups: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
+    """All tokens' values one after the other."""
+    return np.concatenate([one for group in groups for one in group])
 
 
 def _norm(parameters: Sequence[Tensor]) -> float:
