@@ -255,3 +255,8 @@ def test_a_minimal_recipe_trains_with_the_papers_settings(write: Write) -> None:
     assert (update.epsilon_low, update.epsilon_high) == (0.2, 0.28)
     assert recipe.objective == PAPER
     assert recipe.model.freeze == ["vision", "connector"]
+
+
+def test_the_recipe_of_a_run_with_reward_servers_comes_back_from_its_folder(write: Write) -> None:
+    recipe = load_recipe(write({**MINIMAL, "reward": {"servers": ["http://127.0.0.1:1"], "deadline": 5}}))
+    assert load_recipe(write(recipe.model_dump(mode="json"))) == recipe

@@ -59,7 +59,8 @@ class RewardConfig(BaseModel):
     @model_validator(mode="after")
     def _here_or_there(self) -> Self:
         for key in ("workers", "cpu_limit", "load", "remotes"):
-            if self.servers and key in self.model_fields_set:
+            # What is only the default may stand there: a run keeps its recipe with every key.
+            if self.servers and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(
                     f"reward.{key}: the servers judge; leave it out and start them with it (vtriune serve)"
                 )
