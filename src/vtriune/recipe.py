@@ -11,7 +11,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtriune.data.sources import SourceConfig, mixture_weights
-from vtriune.local.model import PARTS, ModelConfig
+from vtriune.local.model import ModelConfig
+from vtriune.local.parts import PARTS
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import UpdateConfig
 from vtriune.types import Preset, UserError

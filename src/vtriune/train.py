@@ -137,7 +137,9 @@ class _Run:
                 self.set_aside(step + 1, one.group.sample.id, one.verdicts[0].reason)
         judged_at = time.monotonic()
         learned = self.engine.update(judged, step, recipe.steps)
-        figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
+        figures = source_metrics(judged) | {
+            name if "/" in name else f"all/{name}": value for name, value in learned.items()
+        }
         timing = {
             "rollout_s": judged_at - began - waited,
             "reward_wait_s": waited,

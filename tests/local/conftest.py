@@ -27,7 +27,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vtriune.data.images import FilePicture
 from vtriune.local.engine import LocalEngine
-from vtriune.local.model import Encoded, ModelConfig, Part, VisionLanguageModel
+from vtriune.local.model import Encoded, ModelConfig, VisionLanguageModel
+from vtriune.local.parts import Part
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import Learner, UpdateConfig
 from vtriune.playground.base import SPECIAL, build_model, build_tokenizer

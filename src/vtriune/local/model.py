@@ -17,12 +17,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtriune.local.attention import ATTENTION
+from vtriune.local.parts import Part, places
 from vtriune.types import ImageSize, Sample, UserError
 
 transformers.utils.logging.disable_progress_bar()  # the loop shows its own
 
-Part = Literal["vision", "connector", "llm"]
-PARTS: tuple[Part, ...] = ("vision", "connector", "llm")
 IMAGE_MARK = "<image>"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -49,19 +48,6 @@ class ModelConfig(BaseModel):
     )
     min_pixels: int | None = Field(None, description="Override of the image processor's lower bound.", ge=784)
     max_pixels: int | None = Field(None, description="Override of the image processor's upper bound.", ge=784)
-
-
-def part_of(parameter: str) -> Part:
-    """Part of a parameter by its name: the merger(s) inside the vision tower are the connector.
-
-    >>> part_of("model.visual.merger.mlp.0.weight"), part_of("model.visual.blocks.0.attn.qkv.weight")
-    ('connector', 'vision')
-    >>> part_of("lm_head.weight")
-    'llm'
-    """
-    if ".visual." in parameter:
-        return "connector" if "merger" in parameter else "vision"
-    return "llm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +134,14 @@ class VisionLanguageModel:
         self.bfloat16 = config.dtype == "bfloat16"
         model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
+        self.places = places(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(part_of(name) not in config.freeze)
+            parameter.requires_grad_(self.places[name].part not in config.freeze)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model.freeze: {config.freeze} freezes every part; take at least one out, usually llm")
         self.vision_learns = any(
-            parameter.requires_grad for name, parameter in self.model.named_parameters() if part_of(name) != "llm"
+            parameter.requires_grad and self.places[name].part != "llm"
+            for name, parameter in self.model.named_parameters()
         )
         self.language_model: Any = self.model.model.language_model
         self.language_model.set_attn_implementation(ATTENTION)

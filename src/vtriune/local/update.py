@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vtriune.grpo.loss import clip_higher
 from vtriune.local.logprobs import response_logprobs
-from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
+from vtriune.local.model import Encoded, VisionLanguageModel
+from vtriune.local.parts import Part, Place, gradient_figures, gradient_norms
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -101,11 +102,13 @@ class Learner:
 
     def __init__(self, vlm: VisionLanguageModel, config: UpdateConfig, temperature: float) -> None:
         self.vlm, self.config, self.temperature = vlm, config, temperature
-        parameters: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
+        self.placed: dict[Place, list[Tensor]] = {}
+        self.parameters: dict[Part, list[Tensor]] = {}
         for name, parameter in vlm.model.named_parameters():
             if parameter.requires_grad:
-                parameters[part_of(name)].append(parameter)
-        self.parameters = {part: list_ for part, list_ in parameters.items() if list_}
+                place = vlm.places[name]
+                self.placed.setdefault(place, []).append(parameter)
+                self.parameters.setdefault(place.part, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": list_, "part": part} for part, list_ in self.parameters.items()],
             betas=config.betas,
@@ -125,8 +128,9 @@ class Learner:
 
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
-            first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over the optimizer
-            steps taken; optimizer_steps taken and skipped_updates. Nothing at all without lessons.
+            first optimizer step), grad_norm, grad_norm_<part>, layer_<nn>/grad_norm_<part>, learning_rate_<part>,
+            averaged over the optimizer steps taken; optimizer_steps taken and skipped_updates. Nothing at all
+            without lessons.
         """
         if not lessons:
             return {}
@@ -167,8 +171,8 @@ class Learner:
             loss += surrogate.loss.item() / tokens
             clipped += surrogate.clipped.item() / tokens
             gap = max(gap, surrogate.ratio_gap.item())
-        norms = {part: _norm(parameters) for part, parameters in self.parameters.items()}
-        total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
+        norms = gradient_figures(gradient_norms(self.placed))
+        total = norms["grad_norm"]
         if not math.isfinite(total):
             self.optimizer.zero_grad(set_to_none=True)
             return None
@@ -184,12 +188,6 @@ class Learner:
             "loss": loss,
             "clip_fraction": clipped,
             "logprob_gap": gap,
-            "grad_norm": total,
-            **{f"grad_norm_{part}": norm for part, norm in norms.items()},
+            **norms,
             **{f"learning_rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups},
         }
-
-
-def _norm(parameters: Sequence[Tensor]) -> float:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
