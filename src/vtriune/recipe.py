@@ -88,6 +88,11 @@ class CheckpointConfig(BaseModel):
 
     every: int = Field(50, ge=1, description="Steps between checkpoints; there is always one at the end.")
     keep: int = Field(2, ge=1, description="How many of the latest are kept.")
+    keep_best: bool = Field(
+        False,
+        description="Keep that of the best evaluation, too: the highest mean over tasks of the sampled held-out scores. "
+        "Two evaluations are compared on the prompts that both asked.",
+    )
 
 
 class Recipe(BaseModel):

@@ -89,6 +89,7 @@ class LocalEngine:
                         [rollout.token_ids for rollout in rollouts],
                         [rollout.logprobs for rollout in rollouts],
                         one.advantages[kept],
+                        one.group.sample.id,
                     )
                 )
         return self.learner.update(lessons, step, total_steps)
@@ -98,9 +99,8 @@ class LocalEngine:
         self.vlm.model.save_pretrained(folder)
         self.vlm.tokenizer.save_pretrained(folder)
         self.vlm.image_processor.save_pretrained(folder)
-        torch.save(
-            {"optimizer": self.learner.optimizer.state_dict(), "rng": torch.get_rng_state()}, folder / "optimizer.pt"
-        )
+        state = {"optimizer": self.learner.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        torch.save(state | {"skipped_in_a_row": self.learner.skipped_in_a_row}, folder / "optimizer.pt")
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code.
@@ -120,6 +120,7 @@ class LocalEngine:
             state = torch.load(file, map_location=self.vlm.device, weights_only=True)
             self.learner.optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())
+            self.learner.skipped_in_a_row = state.get("skipped_in_a_row", 0)  # older checkpoints don't count them
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a damaged file leads transformers and torch to

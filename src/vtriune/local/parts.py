@@ -109,7 +109,9 @@ def _children(model: nn.Module) -> Iterator[tuple[str, nn.Module | nn.Parameter]
     and, in its place, of the inner one.
     """
     inner = getattr(model, "base_model_prefix", "")
-    for name, child in (*model.named_children(), *model.named_parameters(recurse=False)):
+    children: list[tuple[str, nn.Module | nn.Parameter]] = [*model.named_children()]
+    children.extend(model.named_parameters(recurse=False))
+    for name, child in children:
         if isinstance(child, nn.Module) and next(child.parameters(), None) is None:
             continue
         if name == inner and isinstance(child, nn.Module):

@@ -43,6 +43,9 @@ class UpdateConfig(BaseModel):
     tokens_per_batch: int = Field(
         16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
     )
+    max_skipped_in_a_row: int = Field(
+        5, ge=1, description="Training stops after so many optimizer steps in a row whose gradient was not finite."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute each layer's inside again in the backward pass: less memory, a third more time."
     )
@@ -59,6 +62,8 @@ class Lesson:
     """R arrays of (T_i,) float32."""
     advantages: np.ndarray
     """(R,)"""
+    sample: str = ""
+    """Its id."""
 
     @property
     def tokens(self) -> int:
@@ -69,6 +74,15 @@ class Lesson:
     def longest(self) -> int:
         """Length of the longest answer."""
         return max(len(ids) for ids in self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An optimizer step that was not taken."""
+
+    samples: tuple[str, ...]
+    """Ids of those that it would have learned from."""
+    reason: str
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
@@ -98,10 +112,16 @@ def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
 
 
 class Learner:
-    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state."""
+    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments and
+    `skipped_in_a_row` is state.
+    """
 
     def __init__(self, vlm: VisionLanguageModel, config: UpdateConfig, temperature: float) -> None:
         self.vlm, self.config, self.temperature = vlm, config, temperature
+        self.skipped: list[Skipped] = []
+        """What the last update skipped."""
+        self.skipped_in_a_row = 0
+        """Optimizer steps skipped since the last one taken, over all updates."""
         self.placed: dict[Place, list[Tensor]] = {}
         self.parameters: dict[Part, list[Tensor]] = {}
         for name, parameter in vlm.model.named_parameters():
@@ -121,10 +141,16 @@ class Learner:
         rate = base.get(part, 0.0) if isinstance(base, dict) else base
         return rate * min(1.0, (step + 1) / max(1.0, self.config.warmup_ratio * total_steps))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the last update ended with more skipped steps in a row than are allowed."""
+        return bool(self.skipped) and self.skipped_in_a_row >= self.config.max_skipped_in_a_row
+
     def update(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
         """All optimizer steps of one rollout batch, on nearly equal chunks of the lessons in the order given.
 
-        A step whose gradient is not finite is skipped: it would make every weight NaN.
+        A step whose loss or gradient is not finite is skipped: it would make every weight NaN. Once too many in a row
+        were, the others are not tried (`stuck`).
 
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
@@ -132,10 +158,16 @@ class Learner:
             averaged over the optimizer steps taken; optimizer_steps taken and skipped_updates. Nothing at all
             without lessons.
         """
+        self.skipped = []
         if not lessons:
             return {}
         chunks = split(lessons, self.config.prompts_per_update or len(lessons))
-        steps = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
+        steps = []
+        for chunk in chunks:
+            steps.append(self._optimizer_step(chunk, step, total_steps))
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if steps[-1] is None else 0
+            if self.stuck:
+                break
         figures = [one for one in steps if one is not None]
         result = {"optimizer_steps": float(len(figures)), "skipped_updates": float(len(steps) - len(figures))}
         if figures:
@@ -173,7 +205,10 @@ class Learner:
             gap = max(gap, surrogate.ratio_gap.item())
         norms = gradient_figures(gradient_norms(self.placed))
         total = norms["grad_norm"]
-        if not math.isfinite(total):
+        if not (math.isfinite(total) and math.isfinite(loss)):
+            self.skipped.append(
+                Skipped(tuple(one.sample for one in learning), f"loss {loss:.4g}, norm of the gradient {total:.4g}")
+            )
             self.optimizer.zero_grad(set_to_none=True)
             return None
         if total > self.config.max_grad_norm:
