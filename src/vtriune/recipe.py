@@ -90,7 +90,7 @@ class CheckpointConfig(BaseModel):
     keep: int = Field(2, ge=1, description="How many of the latest are kept.")
     keep_best: bool = Field(
         False,
-        description="Keep that of the best evaluation, too: the highest mean over tasks of the sampled held-out scores. "
+        description="Keep that of the best evaluation, too: the highest mean over tasks of sampled held-out scores. "
         "Two evaluations are compared on the prompts that both asked.",
     )
 

@@ -161,10 +161,10 @@ class _Run:
         """Why training stops after `done` steps whose last updates were all skipped, and what to do."""
         count, folder = self.engine.learner.skipped_in_a_row, self.store.folder
         return (
-            f"stopped after step {done}: loss or gradient of the last {count} optimizer steps was not finite, so nothing "
-            f"was learned from them; their samples are in {folder / 'skipped.jsonl'}. Go on with vtriune train --resume "
-            f"{folder}, or start again with a lower update.learning_rate than {self.recipe.update.learning_rate} or "
-            "without those samples"
+            f"stopped after step {done}: loss or gradient of the last {count} optimizer steps was not finite, so "
+            f"nothing was learned from them; their samples are in {folder / 'skipped.jsonl'}. Go on with vtriune train "
+            f"--resume {folder}, or start again with a lower update.learning_rate than "
+            f"{self.recipe.update.learning_rate} or without those samples"
         )
 
     def evaluate(self, done: int) -> None:

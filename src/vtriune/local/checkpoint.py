@@ -11,7 +11,8 @@ from typing import Any
 
 from vtriune.types import UserError
 
-STATE_FILE = "state.json"
+STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.pt"
+"""What goes beside a model."""
 UNFINISHED, REPLACED = ".tmp", ".old"
 """Ends of hidden folders: not yet, or no longer, a checkpoint; and one in whose place another is being put."""
 

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtriune.local.attention import ATTENTION
-from vtriune.local.parts import Part, places
+from vtriune.local.lora import LoraConfig, add_adapters
+from vtriune.local.parts import PARTS, Part, places
 from vtriune.types import ImageSize, Sample, UserError
 
 transformers.utils.logging.disable_progress_bar()  # the loop shows its own
@@ -39,6 +40,9 @@ class ModelConfig(BaseModel):
     )
     freeze: list[Part] = Field(
         ["vision", "connector"], description="Parts that are not trained; the paper freezes vision and connector (4)."
+    )
+    lora: LoraConfig | None = Field(
+        None, description="Adapters that are trained in place of the parts' own weights; null: none."
     )
     plain: bool = Field(
         False, description="Run everything the plain way, nothing shared or cached: far slower, to compare with."
@@ -130,13 +134,21 @@ class VisionLanguageModel:
         self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
         if config.device == "cuda" and self.device.type == "cpu":
             raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        self.path = config.path
         self.plain = config.plain
         self.bfloat16 = config.dtype == "bfloat16"
         model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
+        self.lora = config.lora is not None
         self.places = places(self.model)
+        if config.lora is not None:
+            trained = [part for part in PARTS if part not in config.freeze]
+            add_adapters(self.model, config.lora, self.places, trained)
+            self.model.eval()
+            self.places = places(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.places[name].part not in config.freeze)
+            trains = ".lora_" in name or not self.lora
+            parameter.requires_grad_(trains and self.places[name].part not in config.freeze)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model.freeze: {config.freeze} freezes every part; take at least one out, usually llm")
         self.vision_learns = any(
@@ -219,6 +231,12 @@ class VisionLanguageModel:
                 pictures.pixel_values.to(self.device), pictures.grid_thw.to(self.device), return_dict=True
             )
         return Features(torch.cat(found.pooler_output), tuple(getattr(found, "deepstack_features", None) or ()))
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary transformers folder."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded token ids (B, L), their mask (B, L) bool and their positions (3, B, L).
