@@ -581,6 +581,61 @@ def test_skipped_steps_that_are_fewer_than_allowed_do_not_stop_training(
     assert all(f"layer_00/grad_norm_{part}" in row for row in rows for part in ("llm",))
 
 
+def test_a_run_with_adapters_that_is_killed_goes_on_to_the_last_bit_and_is_exported_merged(
+    rows: Path, taught_model: Path, small: Callable[..., Path], tmp_path: Path, start: Start, vtriune: Vtriune
+) -> None:
+    recipe = small(
+        rows / "train_dots.jsonl",
+        rows / "test_dots.jsonl",
+        steps=5,
+        model={"path": str(taught_model), "device": "cpu", "lora": {"rank": 2, "alpha": 4}},
+        rollout={"prompts_per_step": 4, "responses_per_prompt": 4, "max_new_tokens": 24},
+        update={"prompts_per_update": 2, "learning_rate": 3e-2, "warmup_ratio": 0},
+        evaluation={"every": 1, "responses_per_prompt": 4},
+        checkpoint={"every": 2, "keep": 1, "keep_best": True},
+    )
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, output = start(whole, recipe, "--out", whole).end()
+    assert code == 0, output
+    training = start(run, recipe, "--out", run)
+    training.await_row(3)  # a step after the second checkpoint
+    training.end(signal.SIGKILL)
+    code, output = start(run, "--resume", run).end()
+    assert code == 0, output
+
+    timeless = [[{key: row[key] for key in row if key != "timing"} for row in metrics(one)] for one in (whole, run)]
+    assert timeless[0] == timeless[1]
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+    for name in names:
+        for file in ("adapter_model.safetensors", "state.json"):
+            one, other = ((folder / "checkpoints" / name / file).read_bytes() for folder in (whole, run))
+            assert one == other, (name, file)
+
+    scores = {row["step"]: row["metrics"]["all/score"] for row in metrics(run) if row["split"] == "eval"}
+    assert len(set(scores.values())) > 1
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert names == sorted({f"step-{best:06d}", "step-000005"})
+    for arguments, step in ((["--best"], best), (["--step", "5"], 5), ([], 5)):
+        out = tmp_path / f"model{len(arguments)}"
+        exported = vtriune("export", run, out, *arguments)
+        assert exported.returncode == 0, exported.stderr
+        assert f"step-{step:06d}" in exported.stdout
+        assert VisionLanguageModel(ModelConfig(path=str(out), device="cpu")).image_token == "<|image_pad|>"
+    base, merged = load_file(taught_model / "model.safetensors"), load_file(tmp_path / "model0" / "model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = {name for name, value in base.items() if not torch.equal(value, merged[name])}
+    assert changed
+    assert all(".layers." in name for name in changed)
+    for arguments, message in (
+        (["--step", "3"], "holds no step-000003; there are"),
+        (["--best", "--step", "5"], "out"),
+    ):
+        refused = vtriune("export", run, tmp_path / "other", *arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
+
+
 @pytest.mark.heavy
 def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(tmp_path: Path, start: Start, fixtures: Path) -> None:
     main(fixtures / "puzzlevqa" / "puzzlevqa_20.jsonl", tmp_path / "puzzles.parquet", test_every=5)

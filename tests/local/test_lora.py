@@ -207,3 +207,4 @@ def test_damaged_adapters_are_named_with_the_way_out(
     config = ModelConfig.model_validate({"path": str(folder), "device": "cpu", "lora": LORA})
     with pytest.raises(UserError, match=rf"{file}: damaged"):
         export(config, tmp_path, tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))

@@ -25,8 +25,9 @@ def export(config: ModelConfig, checkpoint: Path, out: Path) -> None:
         if config.lora is None:
             shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(STATE_FILE, OPTIMIZER_FILE))
         else:
+            merged = _merged(config, checkpoint)
             unfinished.mkdir(parents=True)
-            _merged(config, checkpoint).save(unfinished)
+            merged.save(unfinished)
         unfinished.rename(out)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); give another folder") from error
