@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,15 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from safetensors.torch import load_file
 from tests.conftest import StartServer, children, judge_workers
 from tests.strange_servers import garbage, strange_server
 
 from vtriune.curate.puzzlevqa import main
-from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
-from vtriune.recipe import load_recipe
+from vtriune.local.engine import LocalEngine
+from vtriune.local.model import ModelConfig, VisionLanguageModel
+from vtriune.recipe import Recipe, load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
-from vtriune.types import ImageSize, Progress, RewardSpec
+from vtriune.train import train
+from vtriune.types import ImageSize, Progress, RewardSpec, UserError
 
 Vtriune = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -338,8 +343,9 @@ def test_training_changes_the_language_model_only(whole: Path, taught_model: Pat
     after = load_file(whole / f"checkpoints/step-{STEPS:06d}" / "model.safetensors")
     assert before.keys() == after.keys()
     changed: dict[str, set[bool]] = {}
+    places = VisionLanguageModel(ModelConfig(path=str(taught_model), device="cpu")).places
     for name, value in before.items():  # the file leaves out the first part of the modules' names
-        changed.setdefault(part_of(f"model.{name}"), set()).add(not torch.equal(value, after[name]))
+        changed.setdefault(places[f"model.{name}"].part, set()).add(not torch.equal(value, after[name]))
     assert changed == {"vision": {False}, "connector": {False}, "llm": {True}}
 
 
@@ -516,6 +522,149 @@ def test_rows_that_turn_out_bad_are_set_aside_for_good(
     assert asked == {"train.jsonl#1", "train.jsonl#4"}
     for step in (0, 12):
         assert {row["sample_id"] for row in answers(run, "eval", step)} == {"test.jsonl#1", "test.jsonl#4"}
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make the gradient of a loaded model NaN from some optimizer step of the session on, for so many."""
+    original = LocalEngine.__init__
+
+    def poison(first: int, count: int) -> None:
+        def loading(self: LocalEngine, *arguments: Any) -> None:
+            original(self, *arguments)
+            steps = itertools.count()
+            step = self.learner._optimizer_step
+
+            def counted(*given: Any) -> Any:
+                self.vlm.model.poisoned = first <= next(steps) < first + count
+                return step(*given)
+
+            monkeypatch.setattr(self.learner, "_optimizer_step", counted)
+            weight = next(one for one in self.vlm.model.parameters() if one.requires_grad and one.ndim > 1)
+            weight.register_hook(lambda g: torch.full_like(g, math.nan) if self.vlm.model.poisoned else g)
+
+        monkeypatch.setattr(LocalEngine, "__init__", loading)
+
+    return poison
+
+
+@pytest.fixture
+def dots(rows: Path, taught_model: Path, small: Callable[..., Path]) -> Callable[..., Recipe]:
+    """A short run on rows about which answers differ, two optimizer steps a training step."""
+
+    def make(**update: Any) -> Recipe:
+        path = small(
+            rows / "train_dots.jsonl",
+            rows / "test_dots.jsonl",
+            steps=6,
+            model={"path": str(taught_model), "device": "cpu"},
+            rollout={"prompts_per_step": 4, "responses_per_prompt": 4, "max_new_tokens": 24},
+            update={"prompts_per_update": 2, "learning_rate": 1e-5} | update,
+        )
+        return load_recipe(path)
+
+    return make
+
+
+def skipped_rows(folder: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (folder / "skipped.jsonl").read_bytes().splitlines()]
+
+
+def test_gradients_that_stay_nan_stop_training_with_a_checkpoint_from_which_it_goes_on(
+    dots: Callable[..., Recipe], poisoned: Callable[..., None], tmp_path: Path
+) -> None:
+    recipe, run, console = dots(max_skipped_in_a_row=3), tmp_path / "run", Console(quiet=True)
+    poisoned(first=3, count=100)  # the second one of the second step
+    message = r"stopped after step 3: .* of the last 3 optimizer steps was not finite.*skipped.jsonl.*--resume"
+    with pytest.raises(UserError, match=message):
+        train(recipe, run, console)
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-000000", "step-000003"]
+    state = json.loads((run / "run.json").read_text())
+    assert state["state"] == "failed"
+    assert "not finite" in state["error"]
+    rows = skipped_rows(run)
+    assert [row["step"] for row in rows] == [2, 3, 3]
+    for row in rows:
+        asked = {answer["sample_id"] for answer in answers(run, "step", row["step"])}
+        assert 0 < len(row["samples"]) <= 2
+        assert set(row["samples"]) <= asked
+        assert "gradient nan" in row["reason"]
+    weights = load_file(run / "checkpoints/step-000003/model.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+    poisoned(first=0, count=100)
+    with pytest.raises(UserError, match=r"stopped after step 4: .* of the last 4 optimizer"):  # the first one is enough
+        train(recipe, run, console, resume=True)
+    poisoned(first=0, count=0)
+    train(recipe, run, console, resume=True)
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert [row["step"] for row in skipped_rows(run)] == [2, 3, 3, 4]
+
+
+def test_skipped_steps_that_are_fewer_than_allowed_do_not_stop_training(
+    dots: Callable[..., Recipe], poisoned: Callable[..., None], tmp_path: Path
+) -> None:
+    poisoned(first=1, count=2)
+    train(dots(max_skipped_in_a_row=3), tmp_path / "run", Console(quiet=True))
+    assert [row["step"] for row in skipped_rows(tmp_path / "run")] == [1, 2]
+    rows = [row["metrics"] for row in metrics(tmp_path / "run") if row["split"] == "train"]
+    assert [row["all/skipped_updates"] for row in rows] == [1, 1, 0, 0, 0, 0]
+    assert all(f"layer_00/grad_norm_{part}" in row for row in rows for part in ("llm",))
+
+
+def test_a_run_with_adapters_that_is_killed_goes_on_to_the_last_bit_and_is_exported_merged(
+    rows: Path, taught_model: Path, small: Callable[..., Path], tmp_path: Path, start: Start, vtriune: Vtriune
+) -> None:
+    recipe = small(
+        rows / "train_dots.jsonl",
+        rows / "test_dots.jsonl",
+        steps=5,
+        model={"path": str(taught_model), "device": "cpu", "lora": {"rank": 2, "alpha": 4}},
+        rollout={"prompts_per_step": 4, "responses_per_prompt": 4, "max_new_tokens": 24},
+        update={"prompts_per_update": 2, "learning_rate": 3e-2, "warmup_ratio": 0},
+        evaluation={"every": 1, "responses_per_prompt": 4},
+        checkpoint={"every": 2, "keep": 1, "keep_best": True},
+    )
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    code, output = start(whole, recipe, "--out", whole).end()
+    assert code == 0, output
+    training = start(run, recipe, "--out", run)
+    training.await_row(3)  # a step after the second checkpoint
+    training.end(signal.SIGKILL)
+    code, output = start(run, "--resume", run).end()
+    assert code == 0, output
+
+    timeless = [[{key: row[key] for key in row if key != "timing"} for row in metrics(one)] for one in (whole, run)]
+    assert timeless[0] == timeless[1]
+    names = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+    for name in names:
+        for file in ("adapter_model.safetensors", "state.json"):
+            one, other = ((folder / "checkpoints" / name / file).read_bytes() for folder in (whole, run))
+            assert one == other, (name, file)
+
+    scores = {row["step"]: row["metrics"]["all/score"] for row in metrics(run) if row["split"] == "eval"}
+    assert len(set(scores.values())) > 1
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert names == sorted({f"step-{best:06d}", "step-000005"})
+    for arguments, step in ((["--best"], best), (["--step", "5"], 5), ([], 5)):
+        out = tmp_path / f"model{len(arguments)}"
+        exported = vtriune("export", run, out, *arguments)
+        assert exported.returncode == 0, exported.stderr
+        assert f"step-{step:06d}" in exported.stdout
+        assert VisionLanguageModel(ModelConfig(path=str(out), device="cpu")).image_token == "<|image_pad|>"
+    base, merged = load_file(taught_model / "model.safetensors"), load_file(tmp_path / "model0" / "model.safetensors")
+    assert base.keys() == merged.keys()
+    changed = {name for name, value in base.items() if not torch.equal(value, merged[name])}
+    assert changed
+    assert all(".layers." in name for name in changed)
+    for arguments, message in (
+        (["--step", "3"], "holds no step-000003; there are"),
+        (["--best", "--step", "5"], "out"),
+    ):
+        refused = vtriune("export", run, tmp_path / "other", *arguments)
+        assert refused.returncode == 2
+        assert message in refused.stderr
 
 
 @pytest.mark.heavy

@@ -89,6 +89,35 @@ def train(
         raise typer.Exit(130) from None
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint after this step; default: the newest.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint of the best evaluation (checkpoint.keep_best).")
+    ] = False,
+) -> None:
+    """Write a run's model as an ordinary transformers folder that from_pretrained loads; LoRA adapters are merged.
+
+    [bold]vtriune export runs/demo models/demo[/bold]
+    [bold]vtriune export runs/demo models/demo-best --best[/bold]
+    """
+    if best and step is not None:
+        raise UserError("--best and --step name two checkpoints; leave one out")
+    if not (run / "recipe.yaml").is_file():
+        raise UserError(f"{run}: holds no run (no recipe.yaml); give the folder of one, e.g. runs/demo")
+
+    from vtriune.local.checkpoint import find_checkpoint  # noqa: PLC0415
+    from vtriune.local.export import export as write  # noqa: PLC0415
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+    from vtriune.recipe import load_recipe  # noqa: PLC0415
+
+    checkpoint = find_checkpoint(run / "checkpoints", step=step, best=best)
+    write(load_recipe(run / "recipe.yaml").model, checkpoint, out)
+    _console().print(plain(f"{out}: {checkpoint.name} of {run}"), soft_wrap=True)
+
+
 class _JudgedLine(BaseModel):
     """One line of a JSONL file for `vtriune judge`; names as in the released schema."""
 

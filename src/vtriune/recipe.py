@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vtriune.data.sources import SourceConfig, mixture_weights
 from vtriune.grpo.objective import ObjectiveConfig
-from vtriune.local.model import PARTS, ModelConfig
+from vtriune.local.model import ModelConfig
+from vtriune.local.parts import PARTS
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import UpdateConfig
 from vtriune.types import Preset, UserError
@@ -89,6 +90,11 @@ class CheckpointConfig(BaseModel):
 
     every: int = Field(50, ge=1, description="Steps between checkpoints; there is always one at the end.")
     keep: int = Field(2, ge=1, description="How many of the latest are kept.")
+    keep_best: bool = Field(
+        False,
+        description="Keep that of the best evaluation, too: the highest mean over tasks of sampled held-out scores. "
+        "Two evaluations are compared on the prompts that both asked.",
+    )
 
 
 class Recipe(BaseModel):

@@ -38,7 +38,16 @@ EVALUATION_SEED_STEP = -1
 """Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
 TRIAL_ANSWERS = ("", r"\boxed{1}")
 """What every sample's reward is tried out with. Some gold is read in no time, but can't be compared with an answer."""
-RUN_FILES = ("recipe.yaml", "versions.json", "metrics.jsonl", "quarantine.jsonl", "summary.json", ".lock", "run.json")
+RUN_FILES = (
+    "recipe.yaml",
+    "versions.json",
+    "metrics.jsonl",
+    "quarantine.jsonl",
+    "skipped.jsonl",
+    "summary.json",
+    ".lock",
+    "run.json",
+)
 RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard")
 """All that a run folder holds: what `--replace` deletes."""
 

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 
 from vtriune.local.checkpoint import read_latest, write_checkpoint
 from vtriune.local.engine import LocalEngine
-from vtriune.monitor.evaluation import evaluation_figures, summarize
+from vtriune.monitor.evaluation import evaluation_figures, is_better, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import rollout_file
@@ -95,7 +95,7 @@ class _Run:
                     )
                     self.console.print(plain(said), style="yellow", soft_wrap=True)
                 self.evaluate(0)
-                self.save(0)
+                self.save(0, self.best(0))
             bar, began = self.bars.add_task("training", total=total, completed=first), time.monotonic()
             for done in range(first + 1, total + 1):
                 figures, waited = self.step(done - 1)
@@ -104,9 +104,12 @@ class _Run:
                 self.console.print(step_line(done, total, figures, left, waited))
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
-                stopping = asked_to_stop() and done < total
-                if done == total or stopping or done % self.recipe.checkpoint.every == 0:
-                    self.save(done)
+                stopping = (asked_to_stop() or self.engine.learner.stuck) and done < total
+                best = self.best(done)
+                if done in (total, best) or stopping or done % self.recipe.checkpoint.every == 0:
+                    self.save(done, best)
+                if stopping and self.engine.learner.stuck:
+                    raise UserError(self.stuck(done))
                 if stopping:
                     raise Interrupted(f"Stopped after step {done}. Go on: vtriune train --resume {self.store.folder}")
         self.finish()
@@ -119,7 +122,13 @@ class _Run:
         judged, waited = batch.judged, batch.waited
         judged_at = time.monotonic()
         learned = self.engine.update(batch.lessons, step, recipe.steps)
-        figures = source_metrics(judged) | {f"all/{name}": value for name, value in learned.items()}
+        for skipped in self.engine.learner.skipped:
+            self.store.skip(step + 1, skipped.samples, skipped.reason)
+            said = f"step {step + 1}: an optimizer step was skipped ({skipped.reason}), see skipped.jsonl"
+            self.console.print(plain(said), style="yellow", soft_wrap=True)
+        figures = source_metrics(judged) | {
+            name if "/" in name else f"all/{name}": value for name, value in learned.items()
+        }
         timing = {
             "rollout_s": judged_at - began - waited,
             "reward_wait_s": waited,
@@ -129,6 +138,16 @@ class _Run:
         self.store.log(step + 1, "train", figures, timing)
         self.tracker.write(step + 1, "train", figures)
         return figures, waited
+
+    def stuck(self, done: int) -> str:
+        """Why training stops after `done` steps whose last updates were all skipped, and what to do."""
+        count, folder = self.engine.learner.skipped_in_a_row, self.store.folder
+        return (
+            f"stopped after step {done}: loss or gradient of the last {count} optimizer steps was not finite, so "
+            f"nothing was learned from them; their samples are in {folder / 'skipped.jsonl'}. Go on with vtriune train "
+            f"--resume {folder}, or start again with a lower update.learning_rate than "
+            f"{self.recipe.update.learning_rate} or without those samples"
+        )
 
     def evaluate(self, done: int) -> None:
         """Held-out evaluation after `done` steps: whole at first and at last, as the recipe says in between."""
@@ -160,10 +179,23 @@ class _Run:
         self.store.quarantine(step, row_id, reason)
         self.console.print(plain(f"set aside: {reason}"), style="yellow", soft_wrap=True)
 
-    def save(self, done: int) -> None:
+    def best(self, done: int) -> int | None:
+        """The step of the best evaluation so far, whose checkpoint is to be kept; None if none is."""
+        if not self.recipe.checkpoint.keep_best:
+            return None
+        folder = self.store.folder
+        best: int | None = read_latest(folder / "checkpoints")[1].get("best") if done else None
+        latest = rollout_file(folder, "eval", done)
+        if latest.exists() and (
+            best is None or is_better(read_evaluation(rollout_file(folder, "eval", best)), read_evaluation(latest))
+        ):
+            return done
+        return best
+
+    def save(self, done: int, best: int | None) -> None:
         """Write a checkpoint from which the run continues exactly."""
         folder, state = self.store.folder / "checkpoints", {"data": self.data.state_dict()}
-        write_checkpoint(folder, done, self.engine.save, state, keep=self.recipe.checkpoint.keep)
+        write_checkpoint(folder, done, self.engine.save, state, keep=self.recipe.checkpoint.keep, best=best)
 
     def finish(self) -> None:
         """Compare the last evaluation with the first one."""

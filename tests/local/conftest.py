@@ -27,7 +27,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vtriune.data.images import FilePicture
 from vtriune.local.engine import LocalEngine
-from vtriune.local.model import Encoded, ModelConfig, Part, VisionLanguageModel
+from vtriune.local.model import Encoded, ModelConfig, VisionLanguageModel
+from vtriune.local.parts import Part
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import Learner, UpdateConfig
 from vtriune.playground.base import SPECIAL, build_model, build_tokenizer
@@ -262,6 +263,7 @@ def engine() -> Callable[..., LocalEngine]:
         seed: int = 0,
         freeze: Sequence[Part] = ("vision", "connector"),
         plain: bool = False,
+        lora: dict[str, Any] | None = None,
         **fields: Any,
     ) -> LocalEngine:
         rollout = {"max_new_tokens": 6, "responses_per_prompt": 4, "cache_tokens": 1000}
@@ -269,7 +271,9 @@ def engine() -> Callable[..., LocalEngine]:
         for name, value in fields.items():
             (rollout if name in RolloutConfig.model_fields else update)[name] = value
         return LocalEngine(
-            ModelConfig(path=str(folder), device="cpu", freeze=list(freeze), plain=plain),
+            ModelConfig.model_validate(
+                {"path": str(folder), "device": "cpu", "freeze": list(freeze), "plain": plain, "lora": lora}
+            ),
             RolloutConfig.model_validate(rollout),
             UpdateConfig.model_validate(update),
             seed,

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from vtriune.local.checkpoint import checkpoints, read_latest, write_checkpoint
+from vtriune.local.checkpoint import checkpoints, find_checkpoint, read_latest, write_checkpoint
 from vtriune.types import UserError
 
 
-def write(folder: Path, step: int, keep: int = 2) -> None:
+def write(folder: Path, step: int, keep: int = 2, best: int | None = None) -> None:
     def save(unfinished: Path) -> None:
         (unfinished / "weights").write_text(f"of step {step}")
 
-    write_checkpoint(folder, step, save, {"data": {"seen": step}}, keep=keep)
+    write_checkpoint(folder, step, save, {"data": {"seen": step}}, keep=keep, best=best)
 
 
 def names(folder: Path) -> list[str]:
@@ -31,7 +31,7 @@ def test_the_latest_checkpoint_comes_back_with_its_state(tmp_path: Path) -> None
         write(tmp_path / "run" / "checkpoints", step, keep=3)
     found, state = read_latest(tmp_path / "run" / "checkpoints")
     assert (found / "weights").read_text() == "of step 10"
-    assert state == {"step": 10, "data": {"seen": 10}}
+    assert state == {"step": 10, "best": None, "data": {"seen": 10}}
 
 
 def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
@@ -40,6 +40,30 @@ def test_only_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == names(tmp_path) == ["step-000003", "step-000004"]
     write(tmp_path, 5, keep=1)
     assert names(tmp_path) == ["step-000005"]
+
+
+def test_the_best_one_is_kept_beside_the_last_ones_until_there_is_a_better_one(tmp_path: Path) -> None:
+    for step, best in ((0, 0), (1, 1), (2, 1), (3, 1), (4, 1), (5, 5), (6, 5)):
+        write(tmp_path, step, keep=2, best=best)
+        if step == 4:
+            assert names(tmp_path) == ["step-000001", "step-000003", "step-000004"]
+    assert names(tmp_path) == ["step-000005", "step-000006"]
+    write(tmp_path, 7, keep=1, best=5)
+    assert names(tmp_path) == ["step-000005", "step-000007"]
+    assert read_latest(tmp_path)[1]["best"] == 5
+
+
+def test_a_checkpoint_is_found_by_its_step_as_the_best_or_as_the_newest(tmp_path: Path) -> None:
+    for step in range(4):
+        write(tmp_path, step, best=1)
+    assert find_checkpoint(tmp_path).name == "step-000003"
+    assert find_checkpoint(tmp_path, best=True).name == "step-000001"
+    assert find_checkpoint(tmp_path, step=2).name == "step-000002"
+    with pytest.raises(UserError, match="holds no step-000000; there are step-000001, step-000002, step-000003"):
+        find_checkpoint(tmp_path, step=0)
+    write(tmp_path, 4)
+    with pytest.raises(UserError, match=r"the best one was not kept; train with checkpoint\.keep_best=true"):
+        find_checkpoint(tmp_path, best=True)
 
 
 def test_an_error_while_saving_is_raised_and_leaves_the_earlier_ones_as_they_were(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from transformers import AutoModelForImageTextToText
 from vtriune.data.images import FilePicture
 from vtriune.grpo.advantages import advantages
 from vtriune.local.engine import LocalEngine
-from vtriune.local.model import Features, ModelConfig, Part, PictureCache, Pictures, VisionLanguageModel, part_of
+from vtriune.local.model import Features, ModelConfig, PictureCache, Pictures, VisionLanguageModel
+from vtriune.local.parts import Part
 from vtriune.local.update import Learner, Lesson
 from vtriune.types import Group, JudgedGroup, Sample, Status, UserError, Verdict
 
@@ -258,7 +259,7 @@ def test_a_loaded_model_keeps_its_parts_frozen(
     before = {name: value.clone() for name, value in tiny.vlm.model.named_parameters()}
     one_step(tiny, ragged, 0)
     changed = {name for name, value in tiny.vlm.model.named_parameters() if not torch.equal(value, before[name])}
-    assert {part_of(name) for name in changed} == {"llm"}
+    assert {tiny.vlm.places[name].part for name in changed} == {"llm"}
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])

@@ -16,7 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from vtriune.data.images import FilePicture
 from vtriune.local.decoder import run_prompts
 from vtriune.local.logprobs import response_logprobs
-from vtriune.local.model import ModelConfig, VisionLanguageModel, part_of
+from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.rollout import generate, uniforms
 from vtriune.local.update import Learner, Lesson, UpdateConfig
 from vtriune.types import Message, RewardSpec, Sample, UserError
@@ -83,7 +83,7 @@ def test_pixel_bounds_of_the_recipe_override_the_processors(folder: Path, load: 
 def test_every_parameter_of_the_vision_tower_is_vision_or_connector(vlm: VisionLanguageModel) -> None:
     parts: dict[str, set[str]] = {"vision": set(), "connector": set(), "llm": set()}
     for name, _ in vlm.model.named_parameters():
-        parts[part_of(name)].add(name)
+        parts[vlm.places[name].part].add(name)
     tower = {f"model.visual.{name}" for name, _ in vlm.model.model.visual.named_parameters()}
     assert parts["vision"] | parts["connector"] == tower
     mergers = {
@@ -97,8 +97,9 @@ def test_every_parameter_of_the_vision_tower_is_vision_or_connector(vlm: VisionL
 
 
 def test_freezing_leaves_exactly_the_other_parts_trainable(folder: Path, load: Load) -> None:
-    for name, parameter in load(folder, freeze=["vision", "llm"]).model.named_parameters():
-        assert parameter.requires_grad == (part_of(name) == "connector")
+    vlm = load(folder, freeze=["vision", "llm"])
+    for name, parameter in vlm.model.named_parameters():
+        assert parameter.requires_grad == (vlm.places[name].part == "connector")
 
 
 def test_bfloat16_samples_and_learns_as_float32_does(folder: Path, load: Load, ragged: list[Sample]) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from vtriune.local import logprobs as logprobs_module
 from vtriune.local.decoder import Prefix, run_prompts
 from vtriune.local.logprobs import alike, response_logprobs
-from vtriune.local.model import Encoded, Part, VisionLanguageModel, part_of
+from vtriune.local.model import Encoded, VisionLanguageModel
+from vtriune.local.parts import Part
 from vtriune.local.update import Learner, Lesson, UpdateConfig, micro_batches, split
 from vtriune.types import Sample
 
@@ -365,7 +366,7 @@ def test_frozen_parts_stay_bit_identical_and_the_others_learn(
     before = {name: value.clone() for name, value in vlm.model.named_parameters()}
     figures = learner_on(vlm, weight_decay=0.1).update(lessons_of(vlm, ragged, plain_logprobs), 0, 10)
     changed = {name for name, value in vlm.model.named_parameters() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if part_of(name) == "llm"}
+    assert changed == {name for name in before if vlm.places[name].part == "llm"}
     assert "grad_norm_llm" in figures
     assert "grad_norm_vision" not in figures
 
@@ -382,11 +383,13 @@ def test_each_part_has_its_own_learning_rate_and_gradient_norm(
 
     total = 0.0
     for part, rate in rates.items():
-        moved = [(v - before[n]).abs().max().item() for n, v in vlm.model.named_parameters() if part_of(n) == part]
+        moved = [
+            (v - before[n]).abs().max().item() for n, v in vlm.model.named_parameters() if vlm.places[n].part == part
+        ]
         # AdamW's first step moves every weight by the learning rate.
         assert max(moved) == pytest.approx(rate, rel=1e-2)
         assert figures[f"learning_rate_{part}"] == rate
-        squares = sum(float((g.double() ** 2).sum()) for n, g in seen[0].items() if part_of(n) == part)
+        squares = sum(float((g.double() ** 2).sum()) for n, g in seen[0].items() if vlm.places[n].part == part)
         assert figures[f"grad_norm_{part}"] == pytest.approx(squares**0.5, rel=1e-5)
         total += squares
     assert figures["grad_norm"] == pytest.approx(total**0.5, rel=1e-5)

@@ -12,6 +12,7 @@ from vtriune.monitor.evaluation import (
     evaluate_metrics,
     evaluation_figures,
     gain,
+    is_better,
     mean_over_tasks,
     summarize,
 )
@@ -121,3 +122,14 @@ def test_the_summary_has_exactly_the_documented_fields(judged: Judged) -> None:
         "steps": 9,
         "seed": 3,
     }
+
+
+def test_an_evaluation_is_better_if_its_mean_over_tasks_is_higher_on_the_prompts_that_both_asked(
+    judged: Judged,
+) -> None:
+    low, high = evaluation(judged, 0.25, 0.5), evaluation(judged, 0.75, 0.5)
+    assert is_better(low, high)
+    assert not is_better(high, low)
+    assert not is_better(low, low)
+    easy = Evaluation(evaluate_metrics([judged([1.0], sample_id="easy#1")]), {})
+    assert not is_better(low, easy)  # no prompt in common: nothing is known

@@ -47,6 +47,7 @@ def train(store: RunStore, steps: range, judged: Judged) -> None:
         store.write_rollouts(step, [group], Progress(step - 1, 4, "train"))
         if step == 3:
             store.quarantine(step, group.group.sample.id, "the picture is corrupt")
+            store.skip(step, [group.group.sample.id, "other#1"], "loss nan")
         store.log(step, "train", {"all/reward": 0.1 + step / 7, "all/entropy": 1 / step}, {"tokens_per_s": 1000.0})
         if step % 2 == 0:
             store.write_evaluation(step, [group], [judged([1.0])], Progress(step, 4, "test"))
@@ -60,6 +61,7 @@ def contents(folder: Path) -> dict[str, object]:
     }
     found["metrics"] = [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(folder)]
     found["quarantine"] = (folder / "quarantine.jsonl").read_bytes()
+    found["skipped"] = (folder / "skipped.jsonl").read_bytes()
     found["recipe"] = (folder / "recipe.yaml").read_bytes()
     found["names"] = sorted(path.name for path in folder.iterdir())
     return found
@@ -129,6 +131,7 @@ def test_truncation_leaves_everything_up_to_the_step_and_nothing_after(tmp_path:
         "step-000002.parquet",
     ]
     assert (tmp_path / "quarantine.jsonl").read_bytes() == b""
+    assert (tmp_path / "skipped.jsonl").read_bytes() == b""
     assert not (tmp_path / "summary.json").exists()
 
 

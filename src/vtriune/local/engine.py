@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from vtriune.grpo.objective import PAPER, ObjectiveConfig
-from vtriune.local.checkpoint import damaged
+from vtriune.local.checkpoint import OPTIMIZER_FILE, damaged
+from vtriune.local.lora import WEIGHTS_FILE, load_adapters, save_adapters
 from vtriune.local.model import Encoded, ModelConfig, PictureCache, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
 from vtriune.local.update import Learner, Lesson, UpdateConfig
@@ -103,18 +104,19 @@ class LocalEngine:
                         [rollout.token_ids for rollout in rollouts],
                         [rollout.logprobs for rollout in rollouts],
                         one.advantages[kept],
+                        one.group.sample.id,
                     )
                 )
         return self.learner.update(lessons, step, total_steps)
 
     def save(self, folder: Path) -> None:
-        """Write an ordinary transformers folder plus the optimizer's state."""
-        self.vlm.model.save_pretrained(folder)
-        self.vlm.tokenizer.save_pretrained(folder)
-        self.vlm.image_processor.save_pretrained(folder)
-        torch.save(
-            {"optimizer": self.learner.optimizer.state_dict(), "rng": torch.get_rng_state()}, folder / "optimizer.pt"
-        )
+        """Write an ordinary transformers folder, or one of peft with LoRA, plus the optimizer's state."""
+        if self.vlm.lora:
+            save_adapters(self.vlm.model, folder, self.vlm.path)
+        else:
+            self.vlm.save(folder)
+        state = {"optimizer": self.learner.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        torch.save(state | {"skipped_in_a_row": self.learner.skipped_in_a_row}, folder / OPTIMIZER_FILE)
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote. The optimizer's file is read without unpickling code.
@@ -122,18 +124,22 @@ class LocalEngine:
         Raises:
             UserError: a file is damaged or missing.
         """
-        file = folder / "model.safetensors"
+        file = folder / (WEIGHTS_FILE if self.vlm.lora else "model.safetensors")
         try:
-            model, report = AutoModelForImageTextToText.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-            if missing := sorted(report["missing_keys"]):  # transformers makes them up
-                raise ValueError(f"lacks {missing[0]}, {len(missing)} in all")
-            self.vlm.model.load_state_dict(model.state_dict())
-            file = folder / "optimizer.pt"
+            if self.vlm.lora:
+                load_adapters(self.vlm.model, folder)
+            else:
+                model, report = AutoModelForImageTextToText.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
+                if missing := sorted(report["missing_keys"]):  # transformers makes them up
+                    raise ValueError(f"lacks {missing[0]}, {len(missing)} in all")
+                self.vlm.model.load_state_dict(model.state_dict())
+            file = folder / OPTIMIZER_FILE
             state = torch.load(file, map_location=self.vlm.device, weights_only=True)
             self.learner.optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())
+            self.learner.skipped_in_a_row = state.get("skipped_in_a_row", 0)  # older checkpoints don't count them
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a damaged file leads transformers and torch to

@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtriune.local.attention import ATTENTION
+from vtriune.local.lora import LoraConfig, add_adapters
+from vtriune.local.parts import PARTS, Part, places
 from vtriune.types import ImageSize, Sample, UserError
 
 transformers.utils.logging.disable_progress_bar()  # the loop shows its own
 
-Part = Literal["vision", "connector", "llm"]
-PARTS: tuple[Part, ...] = ("vision", "connector", "llm")
 IMAGE_MARK = "<image>"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
@@ -41,6 +41,9 @@ class ModelConfig(BaseModel):
     freeze: list[Part] = Field(
         ["vision", "connector"], description="Parts that are not trained; the paper freezes vision and connector (4)."
     )
+    lora: LoraConfig | None = Field(
+        None, description="Adapters that are trained in place of the parts' own weights; null: none."
+    )
     plain: bool = Field(
         False, description="Run everything the plain way, nothing shared or cached: far slower, to compare with."
     )
@@ -49,19 +52,6 @@ class ModelConfig(BaseModel):
     )
     min_pixels: int | None = Field(None, description="Override of the image processor's lower bound.", ge=784)
     max_pixels: int | None = Field(None, description="Override of the image processor's upper bound.", ge=784)
-
-
-def part_of(parameter: str) -> Part:
-    """Part of a parameter by its name: the merger(s) inside the vision tower are the connector.
-
-    >>> part_of("model.visual.merger.mlp.0.weight"), part_of("model.visual.blocks.0.attn.qkv.weight")
-    ('connector', 'vision')
-    >>> part_of("lm_head.weight")
-    'llm'
-    """
-    if ".visual." in parameter:
-        return "connector" if "merger" in parameter else "vision"
-    return "llm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +134,26 @@ class VisionLanguageModel:
         self.device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
         if config.device == "cuda" and self.device.type == "cpu":
             raise UserError("model.device: cuda was asked for, but torch sees no GPU; use device=auto or device=cpu")
+        self.path = config.path
         self.plain = config.plain
         self.bfloat16 = config.dtype == "bfloat16"
         model, self.tokenizer, self.image_processor = _load(config)
         self.model: Any = model.to(self.device).eval()
+        self.lora = config.lora is not None
+        self.places = places(self.model)
+        if config.lora is not None:
+            trained = [part for part in PARTS if part not in config.freeze]
+            add_adapters(self.model, config.lora, self.places, trained)
+            self.model.eval()
+            self.places = places(self.model)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(part_of(name) not in config.freeze)
+            trains = ".lora_" in name or not self.lora
+            parameter.requires_grad_(trains and self.places[name].part not in config.freeze)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError(f"model.freeze: {config.freeze} freezes every part; take at least one out, usually llm")
         self.vision_learns = any(
-            parameter.requires_grad for name, parameter in self.model.named_parameters() if part_of(name) != "llm"
+            parameter.requires_grad and self.places[name].part != "llm"
+            for name, parameter in self.model.named_parameters()
         )
         self.language_model: Any = self.model.model.language_model
         self.language_model.set_attn_implementation(ATTENTION)
@@ -231,6 +231,12 @@ class VisionLanguageModel:
                 pictures.pixel_values.to(self.device), pictures.grid_thw.to(self.device), return_dict=True
             )
         return Features(torch.cat(found.pooler_output), tuple(getattr(found, "deepstack_features", None) or ()))
+
+    def save(self, folder: Path) -> None:
+        """Write an ordinary transformers folder."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
 
     def prompt_inputs(self, prompts: Sequence[Encoded]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded token ids (B, L), their mask (B, L) bool and their positions (3, B, L).

@@ -17,7 +17,8 @@ from torch import Tensor
 from vtriune.grpo.loss import Surrogate, kl_k3, truncated_weights
 from vtriune.grpo.objective import PAPER, ObjectiveConfig
 from vtriune.local.logprobs import alike, logprobs_and_entropies, response_logprobs
-from vtriune.local.model import PARTS, Encoded, Part, VisionLanguageModel, part_of
+from vtriune.local.model import Encoded, VisionLanguageModel
+from vtriune.local.parts import Part, Place, gradient_figures, gradient_norms
 
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -48,6 +49,9 @@ class UpdateConfig(BaseModel):
     tokens_per_batch: int = Field(
         16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
     )
+    max_skipped_in_a_row: int = Field(
+        5, ge=1, description="Training stops after so many optimizer steps in a row whose gradient was not finite."
+    )
     gradient_checkpointing: bool = Field(
         False, description="Compute each layer's inside again in the backward pass: less memory, a third more time."
     )
@@ -64,6 +68,8 @@ class Lesson:
     """R arrays of (T_i,) float32."""
     advantages: np.ndarray
     """(R,)"""
+    sample: str = ""
+    """Its id."""
     reference_logprobs: Sequence[np.ndarray] = ()
     """R arrays of (T_i,) float32 under the initial model; none where nothing is held to it."""
     sampler_weights: Sequence[np.ndarray] = ()
@@ -78,6 +84,15 @@ class Lesson:
     def longest(self) -> int:
         """Length of the longest answer."""
         return max(len(ids) for ids in self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An optimizer step that was not taken."""
+
+    samples: tuple[str, ...]
+    """Ids of those that it would have learned from."""
+    reason: str
 
 
 def micro_batches(lessons: Sequence[Lesson], budget: int) -> Iterator[list[Lesson]]:
@@ -112,7 +127,8 @@ def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
 
 
 class Learner:
-    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments is state.
+    """The optimizer and its schedule. Steps are counted from outside, so nothing but AdamW's moments and
+    `skipped_in_a_row` is state.
 
     The reference of a divergence is the model as it is given here, which is the recipe's, also when a run is resumed.
     """
@@ -125,11 +141,17 @@ class Learner:
         objective: ObjectiveConfig = PAPER,
     ) -> None:
         self.vlm, self.config, self.temperature, self.objective = vlm, config, temperature, objective
-        parameters: dict[Part, list[Tensor]] = {part: [] for part in PARTS}
+        self.skipped: list[Skipped] = []
+        """What the last update skipped."""
+        self.skipped_in_a_row = 0
+        """Optimizer steps skipped since the last one taken, over all updates."""
+        self.placed: dict[Place, list[Tensor]] = {}
+        self.parameters: dict[Part, list[Tensor]] = {}
         for name, parameter in vlm.model.named_parameters():
             if parameter.requires_grad:
-                parameters[part_of(name)].append(parameter)
-        self.parameters = {part: list_ for part, list_ in parameters.items() if list_}
+                place = vlm.places[name]
+                self.placed.setdefault(place, []).append(parameter)
+                self.parameters.setdefault(place.part, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": list_, "part": part} for part, list_ in self.parameters.items()],
             betas=config.betas,
@@ -146,23 +168,35 @@ class Learner:
         rate = base.get(part, 0.0) if isinstance(base, dict) else base
         return rate * min(1.0, (step + 1) / max(1.0, self.config.warmup_ratio * total_steps))
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the last update ended with more skipped steps in a row than are allowed."""
+        return bool(self.skipped) and self.skipped_in_a_row >= self.config.max_skipped_in_a_row
+
     def update(self, lessons: Sequence[Lesson], step: int, total_steps: int) -> dict[str, float]:
         """All optimizer steps of one rollout batch, on nearly equal chunks of the lessons in the order given.
 
-        A step whose gradient is not finite is skipped: it would make every weight NaN.
+        A step whose loss or gradient is not finite is skipped: it would make every weight NaN. Once too many in a row
+        were, the others are not tried (`stuck`).
 
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
-            first optimizer step), grad_norm, grad_norm_<part>, learning_rate_<part>, averaged over the optimizer
-            steps taken; optimizer_steps taken and skipped_updates. What the objective asks for is added: kl (k3) and
-            policy_entropy, means over all tokens; sampler_weight, the mean over all tokens. Nothing at
-            all without lessons.
+            first optimizer step), grad_norm, grad_norm_<part>, layer_<nn>/grad_norm_<part>, learning_rate_<part>,
+            averaged over the optimizer steps taken; optimizer_steps taken and skipped_updates. What the objective asks
+            for is added: kl (k3), policy_entropy and sampler_weight, means over all tokens. Nothing at all without
+            lessons.
         """
+        self.skipped = []
         if not lessons:
             return {}
         lessons, prepared = self._prepare(lessons)
         chunks = split(lessons, self.config.prompts_per_update or len(lessons))
-        steps = [self._optimizer_step(chunk, step, total_steps) for chunk in chunks]
+        steps = []
+        for chunk in chunks:
+            steps.append(self._optimizer_step(chunk, step, total_steps))
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if steps[-1] is None else 0
+            if self.stuck:
+                break
         figures = [one for one in steps if one is not None]
         result = {"optimizer_steps": float(len(figures)), "skipped_updates": float(len(steps) - len(figures))}
         if figures:
@@ -273,9 +307,12 @@ class Learner:
             loss += surrogate.loss.item() / divisor
             gap = max(gap, surrogate.ratio_gap.item())
             means |= {name: means.get(name, 0.0) + total / tokens for name, total in sums.items()}
-        norms = {part: _norm(parameters) for part, parameters in self.parameters.items()}
-        total = float(np.sqrt(sum(norm**2 for norm in norms.values())))
-        if not math.isfinite(total):
+        norms = gradient_figures(gradient_norms(self.placed))
+        total = norms["grad_norm"]
+        if not (math.isfinite(total) and math.isfinite(loss)):
+            self.skipped.append(
+                Skipped(tuple(one.sample for one in learning), f"loss {loss:.4g}, norm of the gradient {total:.4g}")
+            )
             self.optimizer.zero_grad(set_to_none=True)
             return None
         if total > self.config.max_grad_norm:
@@ -290,8 +327,7 @@ class Learner:
             "loss": loss,
             **means,
             "logprob_gap": gap,
-            "grad_norm": total,
-            **{f"grad_norm_{part}": norm for part, norm in norms.items()},
+            **norms,
             **{f"learning_rate_{group['part']}": group["lr"] for group in self.optimizer.param_groups},
         }
 
@@ -299,8 +335,3 @@ class Learner:
 def _flat(groups: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
     """All tokens' values one after the other."""
     return np.concatenate([one for group in groups for one in group])
-
-
-def _norm(parameters: Sequence[Tensor]) -> float:
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0

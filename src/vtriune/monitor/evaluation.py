@@ -117,6 +117,15 @@ def on_shared_prompts(before: Evaluation, after: Evaluation) -> tuple[Evaluation
     )
 
 
+def is_better(before: Evaluation, after: Evaluation) -> bool:
+    """Whether the mean over tasks of the sampled scores rose, on the prompts that both asked."""
+    means = [
+        mean_over_tasks((score.task, score.estimate) for score in one.sampled.values()).value if one.sampled else 0.0
+        for one in on_shared_prompts(before, after)
+    ]
+    return means[1] > means[0]
+
+
 def gain(before: Score, after: Score) -> Estimate | None:
     """Mean change of a source's score over the prompts scored both times, with the standard error of the paired
     difference (clustered by prompt); None if no prompt was scored both times.

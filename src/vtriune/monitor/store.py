@@ -6,6 +6,7 @@
     metrics.jsonl     a line for every training step and evaluation: {"step", "split", "metrics", "timing"}
     rollouts/         step-000012.parquet, eval-000012.parquet: every answer with its verdict (columns: rollouts.py)
     quarantine.jsonl  samples that were set aside during training, each with the reason
+    skipped.jsonl     optimizer steps that were not taken, each with the ids of its samples and the reason
     summary.json      what a finished run reached
 
 `step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
@@ -48,6 +49,9 @@ from vtriune.monitor.runs import (
 from vtriune.monitor.versions import versions
 from vtriune.types import JudgedGroup, Progress, UserError
 
+ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl")
+"""The files of JSON lines, each with a `step`."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +84,7 @@ class RunStore:
         with replacing(folder / "recipe.yaml") as file:
             file.write(yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True).encode())
         write_json(folder / "versions.json", versions(threads))
-        for name in ("metrics.jsonl", "quarantine.jsonl"):
+        for name in ROW_FILES:
             (folder / name).touch()
         return cls._start_session(folder, RunFile(total_steps=total_steps, sessions=[]), lock, step=0, changed={})
 
@@ -93,6 +97,7 @@ class RunStore:
         """
         run = read_run_file(folder)
         lock = lock_folder(folder)
+        (folder / "skipped.jsonl").touch()  # older runs have none
         truncate_to(folder, step)
         then, now = read_json(folder / "versions.json"), versions(threads)
         changed = {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
@@ -164,6 +169,12 @@ class RunStore:
         """Note that a row was set aside while step `step` was prepared; 0: when the data was read."""
         append_row(self.folder / "quarantine.jsonl", {"step": step, "sample": row_id, "reason": valid_text(reason)})
 
+    def skip(self, step: int, samples: Sequence[str], reason: str) -> None:
+        """Note that an optimizer step of training step `step` was not taken, and the samples it would have used."""
+        append_row(
+            self.folder / "skipped.jsonl", {"step": step, "samples": list(samples), "reason": valid_text(reason)}
+        )
+
     def finish(self, summary: Summary) -> None:
         """Store what the run reached and call it finished."""
         write_json(self.folder / "summary.json", summary)
@@ -197,5 +208,5 @@ def truncate_to(folder: Path, step: int) -> None:
         for written, path in rollout_files(folder, split).items():
             if written > step:
                 path.unlink()
-    for name in ("metrics.jsonl", "quarantine.jsonl"):
+    for name in ROW_FILES:
         cut_rows(folder / name, lambda row: row.get("step", math.inf) <= step)

@@ -222,8 +222,11 @@ def _latest_table(folder: Path) -> RenderableType:
 
 
 def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -> str:
-    """The figures that only the step as a whole has: gradient norms, clip fraction, ..."""
-    keys = {key: key.rpartition("/") for key in metrics}
+    """The figures that only the step as a whole has: gradient norms, clip fraction, ... Those of single layers, which
+    are many, are for TensorBoard.
+    """
+    layers = {key for key in metrics if key.startswith("layer_") and "/grad_norm_" in key}
+    keys = {key: key.rpartition("/") for key in metrics.keys() - layers}
     per_source = {figure for source, _, figure in keys.values() if source in sources and source != ALL}
     rest = [key for key, (source, _, figure) in keys.items() if source not in sources or figure not in per_source]
     return "  ".join(f"{key} {metrics[key]:.4g}" for key in sorted(rest))

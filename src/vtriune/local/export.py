@@ -1,0 +1,45 @@
+"""A checkpoint as an ordinary transformers folder, adapters merged."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vtriune.local.checkpoint import OPTIMIZER_FILE, STATE_FILE, UNFINISHED, damaged
+from vtriune.local.lora import WEIGHTS_FILE, load_adapters, merge_adapters
+from vtriune.local.model import ModelConfig, VisionLanguageModel
+from vtriune.types import UserError
+
+
+def export(config: ModelConfig, checkpoint: Path, out: Path) -> None:
+    """Write a checkpoint of a model trained as `config` says into the new folder `out`, which appears whole or not.
+
+    Raises:
+        UserError: `out` exists or can't be written, the checkpoint is damaged, or the base of its adapters is gone.
+    """
+    if out.exists():
+        raise UserError(f"{out}: exists already; delete it, or give a new folder")
+    unfinished = out.with_name(f".{out.name}{UNFINISHED}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if config.lora is None:
+            shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(STATE_FILE, OPTIMIZER_FILE))
+        else:
+            merged = _merged(config, checkpoint)
+            unfinished.mkdir(parents=True)
+            merged.save(unfinished)
+        unfinished.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: can't be written ({error.strerror}); give another folder") from error
+
+
+def _merged(config: ModelConfig, checkpoint: Path) -> VisionLanguageModel:
+    vlm = VisionLanguageModel(config.model_copy(update={"device": "cpu"}))
+    try:
+        load_adapters(vlm.model, checkpoint)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a damaged file leads safetensors to
+        raise damaged(checkpoint / WEIGHTS_FILE, error) from error
+    merge_adapters(vlm.model)
+    return vlm
