@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,10 @@ def child(task: str, argument: dict[str, Any]) -> None:
         from benchmarks.engine.peak import matrix_rate  # noqa: PLC0415
 
         print(matrix_rate(**argument))
+    elif task == "cells":
+        from benchmarks.engine.ours import measure  # noqa: PLC0415
+
+        print([measure(Cell(**fields)).seconds("step") for fields in argument["cells"]])
     else:
         cell = Cell(**argument)
         if cell.system == "ours":
@@ -119,7 +124,7 @@ def compare(base: Cell, sides: list[int], systems: list[System]) -> Cells:
                 continue
             found[cell.image_tokens, system] = one
             parts = [one.seconds(part) for part in PARTS]
-            other = one.seconds("step") - sum(parts)
+            other = statistics.median(step["step"] - sum(step[part] for part in PARTS) for step in one.steps)
             speed = one.answer_tokens[0] / one.seconds("step")
             print(
                 f"{cell.image_tokens:13} {system:14}{one.seconds('step'):9.2f}{one.spread:>15}"
@@ -178,7 +183,9 @@ def scaling(base: Cell, side: int, counts: list[int]) -> dict[str, dict[int, flo
     }
     curves: dict[str, dict[int, float]] = {}
     for name, cell in ways.items():
-        curves[name] = {count: measured(cell(count)).seconds("step") for count in counts}
+        cells = [asdict(cell(count)) for count in counts]
+        results = json.loads(in_child("cells", {"cells": cells}, base.threads))
+        curves[name] = dict(zip(counts, results, strict=True))
         slope, start = line(curves[name])
         worst = max(abs(seconds / (start + slope * count) - 1) for count, seconds in curves[name].items())
         shown = ", ".join(f"{count}: {seconds:.2f}" for count, seconds in curves[name].items())

@@ -10,13 +10,33 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("size", ["tiny", "reduced"])
-def test_our_side_measures_full_answers_whose_parts_add_up_to_the_step(size: str, tmp_path: Path) -> None:
-    options = ["--size", size, "--systems", "ours", "--sides", "140", "--steps", "2", "--threads", "1"]
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder `benchmarks` is no installed package."""
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_the_large_model_built_narrower_learns_from_a_vocabulary_beyond_its_tokenizer(tmp_path: Path) -> None:
+    from benchmarks.engine import models, ours
+    from benchmarks.engine.work import Cell
+
+    models.write_model(tmp_path, models.reduced(models.LARGE), torch.float32, "cpu")
+    cell = Cell("ours", str(tmp_path), 140, prompts=2, group=3, new_tokens=5, steps=1, threads=1, checkpointing=True)
+    found = ours.measure(cell)
+    assert found.answer_tokens == (30, 30)
+    # Hidden 256, three layers: attention 2 x (256 x 256) + 2 x (256 x 128) + biases, MLP 3 x (256 x 688), two norms.
+    layer = 2 * 256 * 256 + 2 * 256 * 128 + (256 + 2 * 128) + 3 * 256 * 688 + 2 * 256
+    tokens = 2 * found.prompt_tokens + 30
+    assert found.flops == 6 * (3 * layer * tokens + 4096 * 256 * 30)
+
+
+def test_our_side_measures_full_answers_whose_parts_add_up_to_the_step(tmp_path: Path) -> None:
+    options = ["--systems", "ours", "--sides", "140", "--steps", "2", "--threads", "1"]
     options += ["--prompts", "2", "--group", "3", "--new-tokens", "5", "--scaling", "2", "4"]
     options += ["--out", str(tmp_path / "engine.json"), "--figure", str(tmp_path / "scaling.svg")]
     command = [sys.executable, "-m", "benchmarks.engine", *options]
