@@ -181,14 +181,13 @@ def scaling(base: Cell, side: int, counts: list[int]) -> dict[str, dict[int, flo
         "prompts": lambda count: replace(base, system="ours", side=side, prompts=count),
         "responses per prompt": lambda count: replace(base, system="ours", side=side, group=count),
     }
-    curves: dict[str, dict[int, float]] = {}
-    for name, cell in ways.items():
-        cells = [asdict(cell(count)) for count in counts]
-        results = json.loads(in_child("cells", {"cells": cells}, base.threads))
-        curves[name] = dict(zip(counts, results, strict=True))
+    cells = [asdict(cell(count)) for cell in ways.values() for count in counts]
+    seconds = iter(json.loads(in_child("cells", {"cells": cells}, base.threads)))
+    curves = {name: {count: next(seconds) for count in counts} for name in ways}
+    for name in ways:
         slope, start = line(curves[name])
-        worst = max(abs(seconds / (start + slope * count) - 1) for count, seconds in curves[name].items())
-        shown = ", ".join(f"{count}: {seconds:.2f}" for count, seconds in curves[name].items())
+        worst = max(abs(taken / (start + slope * count) - 1) for count, taken in curves[name].items())
+        shown = ", ".join(f"{count}: {taken:.2f}" for count, taken in curves[name].items())
         print(f"  seconds by {name}: {shown}")
         print(f"    {start:.2f} s + {slope:.3f} s each; furthest from that line {worst:.0%}", flush=True)
     return curves

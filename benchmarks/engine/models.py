@@ -1,19 +1,16 @@
-"""Random Qwen2.5-VL models of two sizes and random pictures, written as a user would have them."""
+"""Random Qwen2.5-VL models of two sizes, written as a user would have them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vtriune.playground.base import SPECIAL, build_tokenizer
 
-QUESTION = "Which shape is not like the others? Think it through, then answer."
 NEVER = "<|image_pad|>"
 """The end token here. Both samplers suppress it, so every answer has its full length on both sides."""
 
@@ -109,17 +106,3 @@ def write_model(folder: Path, sizes: dict[str, Any], dtype: torch.dtype, device:
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(size={"shortest_edge": 28**2, "longest_edge": 4096 * 28**2}).save_pretrained(folder)
-
-
-def pictures(folder: Path, side: int, count: int) -> list[Path]:
-    """Files of random coloured cells, made when they are first asked for."""
-    folder = folder / "pictures"
-    folder.mkdir(exist_ok=True)
-    found = []
-    for number in range(count):
-        path = folder / f"{side}-{number}.png"
-        if not path.exists():
-            cells = np.random.default_rng([side, number]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-            PIL.Image.fromarray(cells).resize((side, side), PIL.Image.Resampling.NEAREST).save(path)
-        found.append(path)
-    return found

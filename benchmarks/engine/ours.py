@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from benchmarks.engine import work
-from benchmarks.engine.models import QUESTION, pictures
+from benchmarks.engine.data import QUESTION, pictures
 from benchmarks.engine.work import Cell, Memory, Result
 
 from vtriune.data.images import FilePicture

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import torch
 from benchmarks.engine import work
-from benchmarks.engine.models import QUESTION, pictures
+from benchmarks.engine.data import QUESTION, pictures
 from benchmarks.engine.work import Cell, Memory, Result
 from transformers import (
     AutoModelForImageTextToText,

@@ -35,6 +35,7 @@ def test_the_large_model_built_narrower_learns_from_a_vocabulary_beyond_its_toke
     assert found.flops == 6 * (3 * layer * tokens + 4096 * 256 * 30)
 
 
+@pytest.mark.heavy
 def test_our_side_measures_full_answers_whose_parts_add_up_to_the_step(tmp_path: Path) -> None:
     options = ["--systems", "ours", "--sides", "140", "--steps", "2", "--threads", "1"]
     options += ["--prompts", "2", "--group", "3", "--new-tokens", "5", "--scaling", "2", "4"]
