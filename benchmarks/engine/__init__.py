@@ -1,0 +1,1 @@
+"""The embedded engine beside TRL's GRPOTrainer: seconds, memory, scaling."""
