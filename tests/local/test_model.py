@@ -243,6 +243,17 @@ def test_a_model_that_sees_no_pictures_is_refused_with_the_families_that_do(tmp_
         VisionLanguageModel(ModelConfig(path=str(tmp_path)))
 
 
+def test_a_model_with_sliding_windows_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folders["qwen2_5_vl"], copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["text_config"]["layer_types"] = ["full_attention", "full_attention", "sliding_attention"]
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="sliding windows; set use_sliding_window to false"):
+        VisionLanguageModel(ModelConfig(path=str(copy), device="cpu"))
+
+
 def test_asking_for_a_gpu_that_is_not_there_is_refused(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

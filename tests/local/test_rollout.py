@@ -160,6 +160,19 @@ def test_prompts_that_wait_take_the_places_of_those_that_are_finished_and_change
             assert_same(one, other)
 
 
+def test_prefilling_in_pieces_and_drawing_row_by_row_change_nothing(
+    vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = many(ragged, 2)
+    prompts, draws = [vlm.encode(sample) for sample in samples], draws_of(samples, 3, 8)
+    expected = generated(vlm, prompts, draws, max_new_tokens=8)
+    monkeypatch.setattr(rollout_module, "PREFILL", 2 * max(len(prompt.ids) for prompt in prompts))
+    monkeypatch.setattr(rollout_module, "LOGITS_PER_CHUNK", 5 * vlm.model.lm_head.out_features)
+    for group, others in zip(generated(vlm, prompts, draws, max_new_tokens=8), expected, strict=True):
+        for one, other in zip(group, others, strict=True):
+            assert_same(one, other)
+
+
 def test_a_group_is_told_as_soon_as_its_last_answer_is_finished(
     vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

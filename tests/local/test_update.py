@@ -417,3 +417,13 @@ def test_the_rate_warms_up_linearly_over_its_share_of_all_steps_and_then_stays(v
     assert set(rates[5:]) == {2e-6}
     assert learner_on(vlm, learning_rate=2e-6, warmup_ratio=0.0).learning_rate("llm", 0, 100) == 2e-6
     assert learner.learning_rate("llm", 0, 3) == 2e-6  # 5 % of three steps are none
+
+
+def test_a_step_that_teaches_nothing_is_no_sign_of_health(
+    folder: Path, load: Load, ragged: list[Sample], plain_logprobs: Plain
+) -> None:
+    learner = learner_on(load(folder))
+    learner.skipped_in_a_row = 3
+    for advantages, left in (((0.0, 0.0, 0.0), 3), ((1.0, 0.0, -1.0), 0)):
+        learner.update(lessons_of(learner.vlm, ragged[:1], plain_logprobs, advantages=(advantages,)), 0, 10)
+        assert learner.skipped_in_a_row == left

@@ -1,7 +1,7 @@
 """Advantages within a group (eq. 2 and its relatives). Which rollouts have a reward is decided elsewhere.
 
-Whatever the choice: an answer without a verdict (None) enters nothing and gets 0, and a group whose scored rewards are
-all equal teaches nothing.
+Whatever the choice: an answer without a verdict (None) enters nothing and gets 0, and a group whose scored rewards
+(GDPO: parts of them) are all equal teaches nothing.
 """
 
 from __future__ import annotations

@@ -30,8 +30,7 @@ def write_checkpoint(
     and that of step `best`.
 
     It is on the disk, not only in the system's cache, before an older one goes. A crash in the middle leaves hidden
-    folders that the next call clears up, and the earlier checkpoints untouched. Which one is best is written into each,
-    so that resuming from any finds the one of its own time.
+    folders that the next call clears up, and the earlier checkpoints untouched. Which one is best is written into each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _clear_up(folder)

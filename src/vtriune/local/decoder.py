@@ -107,7 +107,7 @@ def run_answers(
     text = vlm.language_model
     hidden, rotary = embeds, text.rotary_emb(embeds, positions)
     for layer, keys, values in zip(text.layers, prefix.keys, prefix.values, strict=True):
-        hidden, _, _ = _layer(recompute, layer, hidden, visible, rotary, (keys[owner], values[owner]))
+        hidden, _, _ = _layer(recompute, layer, hidden, visible, rotary, (keys, values, owner))
     out: Tensor = text.norm(hidden)
     return out
 
@@ -189,12 +189,13 @@ def _layer(
     hidden: Tensor,
     visible: Tensor | None,
     rotary: tuple[Tensor, Tensor],
-    before: tuple[Tensor, Tensor] | None,
+    before: tuple[Tensor, Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer: hidden states, and the keys and values that it adds."""
+    """One layer: hidden states, and the keys and values that it adds. `before`: those of prompts, and each row's."""
 
-    def run(hidden: Tensor, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        slot = _Slot(before)
+    def run(hidden: Tensor, before: tuple[Tensor, Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        # Shared out to the rows in here, so that only the prompts' own are kept if this is to be computed again.
+        slot = _Slot((before[0][before[2]], before[1][before[2]]) if before else None)
         hidden = layer(hidden, attention_mask=visible, position_embeddings=rotary, past_key_values=slot, use_cache=True)
         return hidden, *slot.own
 

@@ -15,7 +15,7 @@ def export(config: ModelConfig, checkpoint: Path, out: Path) -> None:
     """Write a checkpoint of a model trained as `config` says into the new folder `out`, which appears whole or not.
 
     Raises:
-        UserError: `out` exists or can't be written, the checkpoint is damaged, or the base of its adapters is gone.
+        UserError: `out` exists or can't be written, adapters are damaged, or their base is gone.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; delete it, or give a new folder")
@@ -30,7 +30,7 @@ def export(config: ModelConfig, checkpoint: Path, out: Path) -> None:
             merged.save(unfinished)
         unfinished.rename(out)
     except OSError as error:
-        raise UserError(f"{out}: can't be written ({error.strerror}); give another folder") from error
+        raise UserError(f"{out}: can't be written ({error.strerror or error}); give another folder") from error
 
 
 def _merged(config: ModelConfig, checkpoint: Path) -> VisionLanguageModel:

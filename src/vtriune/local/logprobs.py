@@ -15,7 +15,7 @@ from vtriune.local.decoder import run_answers, run_prompts
 from vtriune.local.model import Encoded, VisionLanguageModel
 
 LOGITS_PER_CHUNK = 2**26
-"""Logits that exist at the same time in the update: 256 MiB in float32, and each step of a softmax has a copy."""
+"""Logits that exist at a time, in sampling and in the update: 256 MiB in float32, and a softmax has copies of them."""
 
 ALIKE, FEWEST = 0.8, 8
 """Answers run together if the shortest has this share of the longest's length; so many do whatever their lengths."""

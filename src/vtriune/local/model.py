@@ -48,7 +48,9 @@ class ModelConfig(BaseModel):
         False, description="Run everything the plain way, nothing shared or cached: far slower, to compare with."
     )
     picture_cache: int = Field(
-        1024, ge=0, description="MiB of memory for what a frozen vision tower made of pictures, which may come again."
+        1024,
+        ge=0,
+        description="MiB kept of what a frozen vision tower made of earlier steps' pictures, which may come again.",
     )
     min_pixels: int | None = Field(None, description="Override of the image processor's lower bound.", ge=784)
     max_pixels: int | None = Field(None, description="Override of the image processor's upper bound.", ge=784)
@@ -295,6 +297,10 @@ def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"model.path: {path} lacks weights ({missing[0]}, {len(missing)} in all); copy the folder again"
+        )
+    if "sliding_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        raise UserError(
+            f"model.path: {path} attends within sliding windows; set use_sliding_window to false in its config"
         )
     # Where its files are missing, transformers makes up a tokenizer that knows nothing of the model's tokens.
     image_id = model.config.image_token_id

@@ -14,11 +14,15 @@ from torch import Tensor
 from vtriune.local import plain
 from vtriune.local.attention import Shared
 from vtriune.local.decoder import KeptTokens, run_prompts, run_tokens
+from vtriune.local.logprobs import LOGITS_PER_CHUNK
 from vtriune.local.model import Encoded, VisionLanguageModel
 from vtriune.types import FinishReason, Rollout
 
 REFILL = 0.25
 """Waiting prompts join once this share of the places is free: prompts are faster together than one by one."""
+
+PREFILL = 16_384
+"""Tokens of prompts that are run together at most, unless one prompt has more."""
 
 Draws = Callable[[int], np.ndarray]
 """Of a prompt, by its number: (G, max_new_tokens) uniforms in [0, 1)."""
@@ -134,7 +138,10 @@ class _Batch:
         while self._waiting or len(self._seat):
             free = [place for place, asked in enumerate(self._asked) if asked < 0]
             if free and self._waiting and (not len(self._seat) or len(free) >= REFILL * len(self._asked)):
-                self._admit(free[: len(self._waiting)])
+                joining = free[: len(self._waiting)]
+                size = max(1, PREFILL // self._length)
+                for start in range(0, len(joining), size):
+                    self._admit(joining[start : start + size])
             yield from self._leave(self._choose())
             if len(self._seat):
                 tokens = self._tokens[self._seat, self._count - 1]
@@ -172,17 +179,21 @@ class _Batch:
 
     def _choose(self) -> Tensor:
         """Note the next token of each row. (n,) bool: which rows it ends."""
-        seat, at = self._seat, self._count
-        distribution = torch.log_softmax(self._vlm.logits(self._hidden, self._temperature), -1)
-        probabilities = distribution.exp()
-        if self._numbers is None:
-            tokens = distribution.argmax(-1)
-        else:
-            tokens = _inverse_cdf(probabilities, self._numbers[seat, at])
-        self._tokens[seat, at] = tokens
-        self._logprobs[seat, at] = distribution.gather(-1, tokens[:, None])[:, 0]
-        self._entropies[seat, at] = -(probabilities * distribution.clamp_min(-1e4)).sum(-1)
-        self._count = at + 1
+        size = max(1, LOGITS_PER_CHUNK // self._vlm.model.lm_head.out_features)
+        for start in range(0, len(self._seat), size):
+            rows = slice(start, start + size)
+            seat, at = self._seat[rows], self._count[rows]
+            distribution = torch.log_softmax(self._vlm.logits(self._hidden[rows], self._temperature), -1)
+            probabilities = distribution.exp()
+            if self._numbers is None:
+                tokens = distribution.argmax(-1)
+            else:
+                tokens = _inverse_cdf(probabilities, self._numbers[seat, at])
+            self._tokens[seat, at] = tokens
+            self._logprobs[seat, at] = distribution.gather(-1, tokens[:, None])[:, 0]
+            self._entropies[seat, at] = -(probabilities * distribution.clamp_min(-1e4)).sum(-1)
+        tokens = self._tokens[self._seat, self._count]
+        self._count = self._count + 1
         return torch.isin(tokens, self._eos) | (self._count == self._limit)
 
     def _leave(self, ended: Tensor) -> Iterator[tuple[int, list[Rollout]]]:

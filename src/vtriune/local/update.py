@@ -47,7 +47,9 @@ class UpdateConfig(BaseModel):
         0.28, gt=0, description="Ratio clipped above at 1 + epsilon_high (eq. 1); GSPO's paper has 4e-4."
     )
     tokens_per_batch: int = Field(
-        16_384, ge=1, description="Padded tokens (prompts once, all answers) that are run together; bounds memory."
+        16_384,
+        ge=1,
+        description="Padded tokens (prompts once, all answers) run together; one prompt's answers are never split.",
     )
     max_skipped_in_a_row: int = Field(
         5, ge=1, description="Training stops after so many optimizer steps in a row whose gradient was not finite."
@@ -183,8 +185,8 @@ class Learner:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
             first optimizer step), grad_norm, grad_norm_<part>, layer_<nn>/grad_norm_<part>, learning_rate_<part>,
             averaged over the optimizer steps taken; optimizer_steps taken and skipped_updates. What the objective asks
-            for is added: kl (k3), policy_entropy and sampler_weight, means over all tokens. Nothing at all without
-            lessons.
+            for is added: kl (k3), policy_entropy and sampler_weight (1 in groups that teach nothing), means over all
+            tokens. Nothing at all without lessons.
         """
         self.skipped = []
         if not lessons:
@@ -194,7 +196,10 @@ class Learner:
         steps = []
         for chunk in chunks:
             steps.append(self._optimizer_step(chunk, step, total_steps))
-            self.skipped_in_a_row = self.skipped_in_a_row + 1 if steps[-1] is None else 0
+            if steps[-1] is None:
+                self.skipped_in_a_row += 1
+            elif any(map(self._teaches, chunk)):
+                self.skipped_in_a_row = 0
             if self.stuck:
                 break
         figures = [one for one in steps if one is not None]
