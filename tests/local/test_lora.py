@@ -10,7 +10,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tests.local.test_engine import assert_equal_weights, one_step
 from torch import Tensor
@@ -20,7 +19,6 @@ from vtriune.local.checkpoint import write_checkpoint
 from vtriune.local.engine import LocalEngine
 from vtriune.local.export import export
 from vtriune.local.logprobs import response_logprobs
-from vtriune.local.lora import LoraConfig
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.types import Sample, UserError
 
@@ -176,12 +174,6 @@ def test_a_target_that_is_no_layer_is_refused_with_those_that_are(folder: Path, 
             UserError, match=rf"model.lora.target: {absent} is no linear layer of the parts that are trained; .*up_proj"
         ):
             load(folder, ["vision", "connector"], lora={"target": ["q_proj", absent]})
-
-
-def test_dropout_is_refused_with_the_reason() -> None:
-    with pytest.raises(ValidationError, match="would make the log-probs of the update differ from those of sampling"):
-        LoraConfig(dropout=0.1)
-    assert LoraConfig(dropout=0).dropout == 0
 
 
 @pytest.mark.parametrize("damage", ["cut off", "gone", "another rank", "a weight missing"])

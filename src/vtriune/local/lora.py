@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,7 +24,10 @@ _PREFIX, _ADAPTER = "base_model.model.", "default"
 
 
 class LoraConfig(BaseModel):
-    """Train adapters of low rank instead of the weights of the parts that aren't frozen."""
+    """Train adapters of low rank instead of the weights of the parts that aren't frozen.
+
+    Without dropout: it would make the log-probs of the update differ from those of sampling.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,17 +37,6 @@ class LoraConfig(BaseModel):
         "all",
         description="`all` linear layers of the trained parts but lm_head, or ends of names, e.g. [q_proj, v_proj].",
     )
-    dropout: float = Field(0.0, description="Must be 0.")
-
-    @field_validator("dropout")
-    @classmethod
-    def _none(cls, value: float) -> float:
-        if value:
-            raise ValueError(
-                f"model.lora.dropout: {value} would make the log-probs of the update differ from those of sampling; "
-                "leave it out"
-            )
-        return value
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, places: Mapping[str, Place], parts: Iterable[Part]) -> None:
