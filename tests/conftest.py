@@ -213,7 +213,9 @@ def taught_model(tiny_model: Path, rows: Path, tmp_path_factory: pytest.TempPath
 
     torch.set_num_threads(1)
     vlm = VisionLanguageModel(ModelConfig(path=str(tiny_model), freeze=["vision", "connector"]))
-    loaded = load_samples(SourceConfig(path="train_*"), preset="modern", base=rows, check=lambda *_: None).samples
+    loaded = load_samples(
+        SourceConfig(path="train_*"), preset="modern", base=rows, check=lambda *_: lambda: None
+    ).samples
     samples = [with_prompt_pool(sample, epoch, seed=0) for epoch in range(4) for sample in loaded]
     prompts = [(vlm.encode(sample), sample.source == "boxes") for sample in samples]
     rng = random.Random(0)

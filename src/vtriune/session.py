@@ -136,14 +136,19 @@ def load_data(recipe: Recipe, judge: Judge) -> RunData:
     """
     nowhere = Progress(step=0, total_steps=recipe.steps, split="test")
 
-    def check(spec: RewardSpec, sizes: tuple[ImageSize, ...]) -> None:
-        for verdict in judge.submit([JudgeItem(answer, spec, nowhere, sizes) for answer in TRIAL_ANSWERS]).result():
-            if verdict.status is Status.FAILED:  # not the row's fault: it must not be set aside for it
-                raise RuntimeError(f"the judge itself failed while rows were checked: {verdict.reason}")
-            if verdict.status is Status.UNSCORABLE:
-                raise UserError(verdict.reason)
-            if verdict.reason in EXHAUSTED:
-                raise UserError(f"comparing an answer with ground_truth exhausts its verifier: {verdict.reason}")
+    def check(spec: RewardSpec, sizes: tuple[ImageSize, ...]) -> Callable[[], None]:
+        verdicts = judge.submit([JudgeItem(answer, spec, nowhere, sizes) for answer in TRIAL_ANSWERS])
+
+        def wait() -> None:
+            for verdict in verdicts.result():
+                if verdict.status is Status.FAILED:  # not the row's fault: it must not be set aside for it
+                    raise RuntimeError(f"the judge itself failed while rows were checked: {verdict.reason}")
+                if verdict.status is Status.UNSCORABLE:
+                    raise UserError(verdict.reason)
+                if verdict.reason in EXHAUSTED:
+                    raise UserError(f"comparing an answer with ground_truth exhausts its verifier: {verdict.reason}")
+
+        return wait
 
     set_aside: list[QuarantinedRow] = []
 

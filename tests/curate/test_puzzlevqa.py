@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,12 @@ def test_the_command_writes_rows_that_load_as_samples(tmp_path: Path) -> None:
     done = run(FIXTURE / "puzzlevqa_20.jsonl", tmp_path / "puzzles.parquet")
     assert done.returncode == 0, done.stderr
     assert "20 rows" in done.stdout
-    samples = load_samples(SourceConfig(path="puzzles.parquet"), preset="paper", base=tmp_path, check=validate).samples
+    samples = load_samples(
+        SourceConfig(path="puzzles.parquet"),
+        preset="paper",
+        base=tmp_path,
+        check=lambda *reward: partial(validate, *reward),
+    ).samples
     assert len(samples) == 20
     assert {(sample.source, sample.task, sample.reward.verifier) for sample in samples} == {
         ("puzzlevqa", "puzzle", "mathverify")

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,6 @@ def load(tmp_path: Path) -> Callable[..., Loaded]:
 
     def from_path(path: str | Path = "train.parquet", **settings: Any) -> Loaded:
         config = SourceConfig.model_validate({"path": str(path), **settings})
-        return load_samples(config, preset="paper", base=tmp_path, check=validate)
+        return load_samples(config, preset="paper", base=tmp_path, check=lambda *reward: partial(validate, *reward))
 
     return from_path

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText
 
 from vtriune.data.images import FilePicture
 from vtriune.grpo.advantages import advantages
+from vtriune.local import model as model_module
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import Features, ModelConfig, PictureCache, Pictures, VisionLanguageModel
 from vtriune.local.parts import Part
@@ -25,6 +26,7 @@ from vtriune.local.update import Learner, Lesson
 from vtriune.types import Group, JudgedGroup, Sample, Status, UserError, Verdict
 
 Engine = Callable[..., LocalEngine]
+MakeSample = Callable[..., Sample]
 Watch = Callable[..., list[dict[str, Tensor]]]
 
 
@@ -330,10 +332,18 @@ def assert_close_weights(a: LocalEngine, b: LocalEngine) -> None:
     assert torch.cat(differences).quantile(0.999) < 1e-5
 
 
-@pytest.mark.parametrize("freeze", [("vision", "connector"), ("vision",)])
-def test_a_frozen_vision_tower_runs_once_per_picture_and_row_however_often_the_row_comes(
-    folder: Path, engine: Engine, ragged: list[Sample], freeze: tuple[Part, ...]
+@pytest.mark.parametrize(
+    ("freeze", "alone"), [(("vision", "connector"), 1024), (("vision", "connector"), 0), (("vision",), 0)]
+)
+def test_a_frozen_vision_tower_runs_once_per_picture_however_often_the_row_comes(
+    folder: Path,
+    engine: Engine,
+    ragged: list[Sample],
+    freeze: tuple[Part, ...],
+    alone: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(model_module, "ALONE", alone)
     tiny = engine(folder, freeze=freeze)
     calls = 0
 
@@ -350,7 +360,7 @@ def test_a_frozen_vision_tower_runs_once_per_picture_and_row_however_often_the_r
         list(tiny.generate(ragged, 7, None))
         seen.append(calls)
     if "connector" in freeze:
-        assert seen == [3, 0]
+        assert seen == [1 if alone else 3, 0]
     else:
         assert min(seen) >= 3 * 3  # it learns, so nothing that it made before is good any more
 
@@ -366,15 +376,48 @@ def test_pictures_that_do_not_fit_the_cache_are_run_again_and_change_nothing(
     assert_equal_weights(roomy, narrow)
 
 
+def test_pictures_run_together_are_what_they_are_alone(folder: Path, engine: Engine, ragged: list[Sample]) -> None:
+    tiny = engine(folder)
+    together = tiny.vlm.look(ragged, PictureCache(2**20))
+    for sample, found in zip(ragged, together, strict=True):
+        (alone,) = tiny.vlm.look([sample], PictureCache(2**20))
+        assert isinstance(found, Pictures) and isinstance(alone, Pictures)
+        assert found.sizes == alone.sizes and bool(found.features) == bool(alone.features) == bool(sample.images)
+        if found.features and alone.features:
+            for one, other in zip(
+                (found.features.embeds, *found.features.deepstack),
+                (alone.features.embeds, *alone.features.deepstack),
+                strict=True,
+            ):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_picture_that_cannot_be_read_leaves_those_beside_it_alone(
+    folder: Path, engine: Engine, ragged: list[Sample], sample: MakeSample
+) -> None:
+    tiny, cache = engine(folder), PictureCache(2**20)
+    narrow = sample("narrow", "?", (900, 3))
+    for _ in range(2):
+        first, bad, *others = tiny.vlm.look([ragged[0], narrow, *ragged[1:]], cache)
+        assert isinstance(bad, UserError) and "narrow" in str(bad)
+        for found, expected in zip((first, *others), tiny.vlm.look(ragged, PictureCache(2**20)), strict=True):
+            assert isinstance(found, Pictures) and isinstance(expected, Pictures)
+            assert found.sizes == expected.sizes
+            if found.features and expected.features:
+                assert torch.equal(found.features.embeds, expected.features.embeds)
+
+
 def test_the_picture_cache_keeps_to_its_bytes_and_forgets_what_was_not_asked_for_longest() -> None:
-    def pictures() -> Pictures:
-        return Pictures(None, None, (), Features(torch.zeros(4, 25), (torch.zeros(4, 25),)))
+    def pictures(*rows: int) -> list[Pictures]:
+        zeros = [torch.zeros(count, 25) for count in rows]
+        return [Pictures(None, None, (), Features(each, (each,))) for each in zeros]
 
     cache = PictureCache(2000)
-    for name in "ab":
-        cache.put(name, pictures())
-    assert cache.get("a") and cache.get("b") and cache.get("a")
-    cache.put("c", pictures())
-    assert [bool(cache.get(name)) for name in "abc"] == [True, False, True]
-    cache.put("too large", Pictures(None, None, (), Features(torch.zeros(600))))
-    assert not any(cache.get(name) for name in ("a", "c", "too large"))
+    cache.put(("a",), pictures(4))
+    cache.put(("b", "c"), pictures(2, 2))
+    assert cache.get(("a",)) and cache.get(("b", "c")) and cache.get(("a",))
+    assert not cache.get(("b",))
+    cache.put(("d",), pictures(4))
+    assert [bool(cache.get(names)) for names in (("a",), ("b", "c"), ("d",))] == [True, False, True]
+    cache.put(("too large",), pictures(24))
+    assert not any(cache.get((name,)) for name in ("a", "d", "too large"))

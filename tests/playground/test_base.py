@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,12 @@ def test_supervised_prompts_are_token_for_token_what_the_engine_asks(
     tokenizer: PreTrainedTokenizerFast, problems: list[Problem], folder: Path, tmp_path: Path
 ) -> None:
     write_rows([to_row(problem, problem.task) for problem in problems], tmp_path / "rows.parquet")
-    samples = load_samples(SourceConfig(path="rows.parquet"), preset="modern", base=tmp_path, check=validate).samples
+    samples = load_samples(
+        SourceConfig(path="rows.parquet"),
+        preset="modern",
+        base=tmp_path,
+        check=lambda *reward: partial(validate, *reward),
+    ).samples
     vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", plain=True))
     batch = base.batch(problems, tokenizer)
     for k, (sample, problem) in enumerate(zip(samples, problems, strict=True)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,9 @@ def test_the_teachers_own_answer_scores_full_marks_in_every_task_and_form(tmp_pa
     drawn = [problem for task, form in FORMS for problem in problems(task, form, 8)]
     write_rows([to_row(problem, problem.task) for problem in drawn], tmp_path / "rows.parquet")
     config = SourceConfig(path="rows.parquet")
-    samples = load_samples(config, preset=preset, base=tmp_path, check=validate).samples
+    samples = load_samples(
+        config, preset=preset, base=tmp_path, check=lambda *reward: partial(validate, *reward)
+    ).samples
     for step in (0, 99):  # the strictest threshold of the schedule included
         progress = Progress(step, 100, "train")
         for problem, sample in zip(drawn, samples, strict=True):
@@ -93,7 +96,12 @@ def test_the_teachers_own_answer_scores_full_marks_in_every_task_and_form(tmp_pa
 def test_the_answer_to_another_question_does_not_score(tmp_path: Path, task: str, form: str) -> None:
     drawn = problems(task, form, 40)
     write_rows([to_row(problem, problem.task) for problem in drawn], tmp_path / "rows.parquet")
-    samples = load_samples(SourceConfig(path="rows.parquet"), preset="modern", base=tmp_path, check=validate).samples
+    samples = load_samples(
+        SourceConfig(path="rows.parquet"),
+        preset="modern",
+        base=tmp_path,
+        check=lambda *reward: partial(validate, *reward),
+    ).samples
     for problem, other, sample in zip(drawn[1:], drawn, samples, strict=False):
         if problem.answer != other.answer:
             verdict = judge_item(JudgeItem(problem.response, sample.reward, Progress(99, 100, "train"), SIZES))

@@ -5,6 +5,7 @@ The rewards themselves are judged elsewhere: what a verifier can say about a row
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,9 +23,12 @@ from vtriune.types import ImageSize, Message, Preset, RewardSpec, Sample, UserEr
 IMAGE_MARK = "<image>"
 SHOWN_ROWS = 10
 """Bad rows listed in an error; the others are only counted."""
+CHECKED_AHEAD = 512
+"""Rows whose rewards are being checked while further ones are read."""
 
-
-Check = Callable[[RewardSpec, tuple[ImageSize, ...]], None]
+Check = Callable[[RewardSpec, tuple[ImageSize, ...]], Callable[[], None]]
+"""Begins to check a reward, given its pictures' sizes. What it returns waits for the outcome and raises UserError if
+the verifier is unknown or can't judge by this specification."""
 
 
 class SourceConfig(BaseModel):
@@ -79,27 +83,43 @@ def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Che
         config: the source.
         preset: goes into every RewardSpec.
         base: the folder that `config.path` is relative to.
-        check: raises UserError if the verifier is unknown or cannot judge by this specification, pictures of these
-            sizes given. How the model's processor will resize them is not known yet: the original size stands in.
-            File and row are added here.
+        check: what is said of a reward; file and row are added here. How the model's processor will resize the
+            pictures is not known yet: the original size stands in.
 
     Raises:
         UserError: no such file, a damaged file, no rows; or bad rows, unless `config.on_bad_row` is `quarantine`.
     """
     samples: list[Sample] = []
-    bad: list[QuarantinedRow] = []
+    refused: dict[int, QuarantinedRow] = {}
     sources_seen: set[str] = set()
-    for row in _rows(config, base):
+    begun: deque[tuple[int, _RawRow, Sample, Callable[[], None]]] = deque()
+
+    def finish(all_but: int) -> None:
+        while len(begun) > all_but:
+            number, row, sample, wait = begun.popleft()
+            try:
+                wait()
+            except UserError as error:
+                refused[number] = QuarantinedRow(row.id, f"{row.where}: reward_model: {error}")
+            else:
+                samples.append(sample)
+
+    for number, row in enumerate(_rows(config, base)):
         if isinstance(row, QuarantinedRow):
-            bad.append(row)
+            refused[number] = row
             continue
         sources_seen.add(source := str(row.fields.get("data_source")))
         if config.only is not None and source not in config.only:
             continue
         try:
-            samples.append(_sample(row, config, preset, check))
+            sample, sizes = _sample(row, config, preset)
         except UserError as error:
-            bad.append(QuarantinedRow(row.id, str(error)))
+            refused[number] = QuarantinedRow(row.id, str(error))
+        else:
+            begun.append((number, row, sample, check(sample.reward, sizes)))
+            finish(CHECKED_AHEAD)
+    finish(0)
+    bad = [refused[number] for number in sorted(refused)]
     if bad and (config.on_bad_row == "error" or not samples):
         raise UserError(_bad_rows_message(config, samples, bad))
     if not samples:
@@ -320,26 +340,17 @@ _PANDAS_INDEX = "__index_level_"
 _KNOWN_COLUMNS = ("images", *_Row.model_fields)
 
 
-def _sample(raw: _RawRow, config: SourceConfig, preset: Preset, check: Check) -> Sample:
+def _sample(raw: _RawRow, config: SourceConfig, preset: Preset) -> tuple[Sample, tuple[ImageSize, ...]]:
+    """The sample and the sizes of its pictures."""
     try:
         row = _parsed(raw.fields)
         _check_marks(row, len(raw.images))
         reward = _reward(row.reward_model, config, preset)
         sizes = tuple(ImageSize(size, size) for size in (image.check() for image in raw.images))
-        try:
-            check(reward, sizes)
-        except UserError as error:
-            raise _RowError(f"reward_model: {error}") from error
     except _RowError as error:
         raise UserError(f"{raw.where}: {error}") from error
-    return Sample(
-        id=raw.id,
-        source=config.name or row.data_source,
-        task=row.ability,
-        messages=tuple(Message(turn.role, turn.content) for turn in row.prompt),
-        images=raw.images,
-        reward=reward,
-    )
+    messages = tuple(Message(turn.role, turn.content) for turn in row.prompt)
+    return Sample(raw.id, config.name or row.data_source, row.ability, messages, raw.images, reward), sizes
 
 
 def _parsed(fields: Mapping[str, Any]) -> _Row:

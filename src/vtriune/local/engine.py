@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from vtriune.grpo.objective import PAPER, ObjectiveConfig
 from vtriune.local.checkpoint import OPTIMIZER_FILE, damaged
 from vtriune.local.lora import WEIGHTS_FILE, load_adapters, save_adapters
-from vtriune.local.model import Encoded, ModelConfig, PictureCache, VisionLanguageModel
+from vtriune.local.model import TOGETHER, Encoded, ModelConfig, PictureCache, VisionLanguageModel
 from vtriune.local.rollout import RolloutConfig, generate, remove_placeholders, uniforms
 from vtriune.local.update import Learner, Lesson, UpdateConfig
 from vtriune.types import Group, JudgedGroup, Sample, Status, UserError
@@ -40,7 +40,9 @@ class LocalEngine:
     def encode(
         self, samples: Sequence[Sample], *, further: bool = False
     ) -> tuple[list[Sample], list[tuple[Sample, str]]]:
-        """Decode each picture once. Returns the samples that can be asked, and the others with the reason.
+        """Decode each picture and run frozen vision, once.
+
+        Returns the samples that can be asked, and the others with the reason.
 
         Only they can be asked and learned from after that, and with `further` those of the calls before, too.
         """
@@ -48,12 +50,16 @@ class LocalEngine:
         bad: list[tuple[Sample, str]] = []
         if not further:
             self._encoded.clear()
-        for sample in samples:
-            try:
-                self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens, self._pictures)
-                good.append(sample)
-            except UserError as error:
-                bad.append((sample, str(error)))
+        for start in range(0, len(samples), TOGETHER):
+            some = samples[start : start + TOGETHER]
+            for sample, pictures in zip(some, self.vlm.look(some, self._pictures), strict=True):
+                try:
+                    if isinstance(pictures, UserError):
+                        raise pictures
+                    self._encoded[sample.id] = self.vlm.encode(sample, self.rollout.max_new_tokens, pictures)
+                    good.append(sample)
+                except UserError as error:
+                    bad.append((sample, str(error)))
         return good, bad
 
     def generate(self, samples: Sequence[Sample], step: int, group_size: int | None) -> Iterator[Group]:

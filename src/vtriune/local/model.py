@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,11 @@ from vtriune.types import ImageSize, Sample, UserError
 transformers.utils.logging.disable_progress_bar()  # the loop shows its own
 
 IMAGE_MARK = "<image>"
+
+TOGETHER, ALONE = 32, 1024
+"""The pictures of so many samples are run through vision together, three times faster if they are small; a sample with
+more patches than that is run alone."""
+
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -74,18 +79,23 @@ class Features:
         """In the host's memory, of which there is more."""
         return Features(self.embeds.cpu(), tuple(level.cpu() for level in self.deepstack))
 
+    def split(self, sizes: list[int]) -> list[Features]:
+        """Of samples with so many tokens one after the other, each on its own."""
+        levels = zip(*(torch.split(level, sizes) for level in (self.embeds, *self.deepstack)), strict=True)
+        return [Features(embeds.clone(), tuple(one.clone() for one in deepstack)) for embeds, *deepstack in levels]
+
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """A sample's pictures, read; all None without pictures."""
 
     pixel_values: Tensor | None
-    """(patches, channels * time * patch * patch). None where `features` are known, too."""
+    """(patches, channels * time * patch * patch). None where `features` are known."""
     grid_thw: Tensor | None
     """(pictures, 3) patches in time, height, width."""
     sizes: tuple[ImageSize, ...]
     features: Features | None
-    """What a frozen vision tower makes of them. None if it learns."""
+    """What a frozen vision tower makes of them. None if it learns, or was not run yet."""
 
 
 NO_PICTURES = Pictures(None, None, (), None)
@@ -103,30 +113,33 @@ class Encoded:
 
 
 class PictureCache:
-    """Features of the pictures read last, at most so many bytes of them, by their sample's id."""
+    """Features of the pictures read last, at most so many bytes of them, by the ids of the samples run together.
+
+    Not by one id: in another company the last bits differ, and a run that goes on with an empty cache would, too.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._held = 0
-        self._known: OrderedDict[str, Pictures] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], list[Pictures]] = OrderedDict()
 
-    def get(self, name: str) -> Pictures | None:
-        """A sample's, if they are known."""
-        if name in self._known:
-            self._known.move_to_end(name)
-        return self._known.get(name)
+    def get(self, names: tuple[str, ...]) -> list[Pictures] | None:
+        """Those of samples that were run together, if they are known."""
+        if names in self._known:
+            self._known.move_to_end(names)
+        return self._known.get(names)
 
-    def put(self, name: str, pictures: Pictures) -> None:
+    def put(self, names: tuple[str, ...], pictures: list[Pictures]) -> None:
         """Remember, and forget what has not been asked for longest."""
-        self._known[name] = pictures
+        self._known[names] = pictures
         self._held += _size(pictures)
         while self._held > self._limit:
             _, oldest = self._known.popitem(last=False)
             self._held -= _size(oldest)
 
 
-def _size(pictures: Pictures) -> int:
-    return pictures.features.nbytes if pictures.features else 0
+def _size(pictures: Sequence[Pictures]) -> int:
+    return sum(one.features.nbytes for one in pictures if one.features)
 
 
 class VisionLanguageModel:
@@ -166,20 +179,20 @@ class VisionLanguageModel:
         self.context: int = self.model.config.get_text_config().max_position_embeddings
         self.pad_id: int = self.tokenizer.pad_token_id
 
-    def encode(self, sample: Sample, max_new_tokens: int = 0, seen: PictureCache | None = None) -> Encoded:
-        """Render the prompt, which must leave room for `max_new_tokens` of an answer, and read its pictures, once.
+    def encode(self, sample: Sample, max_new_tokens: int = 0, pictures: Pictures | None = None) -> Encoded:
+        """Render the prompt, which must leave room for `max_new_tokens` of an answer.
 
-        With a frozen vision tower they are run through it here; `seen` knows those of earlier calls by the sample's id.
+        Args:
+            sample: what is asked.
+            max_new_tokens: of an answer.
+            pictures: the sample's, from `look`; None: they are read here, and run through vision whenever needed.
 
         Raises:
             UserError: a picture is missing, corrupt or too narrow for the model; the row's marks and pictures differ;
                 prompt and answer can exceed the model's context.
         """
-        pictures = seen.get(sample.id) if seen else None
         if pictures is None:
             pictures = self._read_pictures(sample)
-            if seen is not None and pictures.features:
-                seen.put(sample.id, pictures)
         grid_thw = pictures.grid_thw
         tokens_per_picture: list[int] = []
         if grid_thw is not None:
@@ -202,6 +215,58 @@ class VisionLanguageModel:
             )
         return Encoded(prompt, ids, pictures)
 
+    def look(self, samples: Sequence[Sample], seen: PictureCache) -> list[Pictures | UserError]:
+        """Read the pictures of samples and, if vision is frozen, run it, once. What can't be read is an error.
+
+        What comes of a sample depends on these samples alone, to the last bit, not on what is in `seen`.
+        """
+        found: dict[str, Pictures | UserError] = {}
+        for sample in samples:
+            if not sample.images:
+                found[sample.id] = NO_PICTURES
+            elif known := seen.get((sample.id,)):
+                found[sample.id] = known[0]
+        rest = [sample for sample in samples if sample.id not in found]
+        if (known := seen.get(tuple(sample.id for sample in rest))) is not None:
+            found |= {sample.id: pictures for sample, pictures in zip(rest, known, strict=True)}
+            rest = []
+        small: dict[str, Pictures] = {}
+        for sample in rest:
+            try:
+                pictures = found[sample.id] = self._read_pictures(sample)
+            except UserError as error:
+                found[sample.id] = error
+                continue
+            if pictures.pixel_values is None or self.vision_learns or self.plain:
+                continue
+            if len(pictures.pixel_values) <= ALONE:
+                small[sample.id] = pictures
+            else:
+                found[sample.id] = self._run_vision({sample.id: pictures}, seen)[0]
+        if small:
+            found |= zip(small, self._run_vision(small, seen), strict=True)
+        return [found[sample.id] for sample in samples]
+
+    def _run_vision(self, together: dict[str, Pictures], seen: PictureCache) -> list[Pictures]:
+        """The pictures of samples with their features, which are remembered."""
+        everything = Pictures(
+            torch.cat([one.pixel_values for one in together.values() if one.pixel_values is not None]),
+            torch.cat([one.grid_thw for one in together.values() if one.grid_thw is not None]),
+            (),
+            None,
+        )
+        with torch.no_grad():
+            features = self.features(everything)
+        assert features is not None
+        merge = self.image_processor.merge_size**2
+        sizes = [int(one.grid_thw.prod(-1).sum()) // merge for one in together.values() if one.grid_thw is not None]
+        result = [
+            replace(one, pixel_values=None, features=each)
+            for one, each in zip(together.values(), features.cpu().split(sizes), strict=True)
+        ]
+        seen.put(tuple(together), result)
+        return result
+
     def _read_pictures(self, sample: Sample) -> Pictures:
         if not sample.images:
             return NO_PICTURES
@@ -215,17 +280,10 @@ class VisionLanguageModel:
             ImageSize(picture.size, (int(width) * patch, int(height) * patch))
             for picture, (_, height, width) in zip(pictures, grid_thw, strict=True)
         )
-        found = Pictures(read["pixel_values"], grid_thw, sizes, None)
-        if self.vision_learns or self.plain:
-            return found
-        with torch.no_grad():
-            features = self.features(found)
-        return Pictures(None, grid_thw, sizes, features.cpu() if features else None)
+        return Pictures(read["pixel_values"], grid_thw, sizes, None)
 
     def features(self, pictures: Pictures) -> Features | None:
-        """What vision tower and connector make of a sample's pictures, which are run without those of other samples:
-        so the result doesn't depend on what is batched, to the last bit. None without pictures.
-        """
+        """What vision tower and connector make of pictures; None without any."""
         if pictures.features is not None or pictures.pixel_values is None or pictures.grid_thw is None:
             return pictures.features
         with self.autocast():
