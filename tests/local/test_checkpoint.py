@@ -53,6 +53,15 @@ def test_the_best_one_is_kept_beside_the_last_ones_until_there_is_a_better_one(t
     assert read_latest(tmp_path)[1]["best"] == 5
 
 
+def test_a_best_one_that_was_deleted_is_none(tmp_path: Path) -> None:
+    for step in range(3):
+        write(tmp_path, step, best=1)
+    shutil.rmtree(tmp_path / "step-000001")
+    assert read_latest(tmp_path)[1]["best"] is None
+    with pytest.raises(UserError, match="the best one was not kept"):
+        find_checkpoint(tmp_path, best=True)
+
+
 def test_a_checkpoint_is_found_by_its_step_as_the_best_or_as_the_newest(tmp_path: Path) -> None:
     for step in range(4):
         write(tmp_path, step, best=1)

@@ -160,6 +160,16 @@ def test_prompts_that_wait_take_the_places_of_those_that_are_finished_and_change
             assert_same(one, other)
 
 
+def test_whoever_takes_a_group_can_compute_gradients_meanwhile(vlm: VisionLanguageModel, ragged: list[Sample]) -> None:
+    prompts = [vlm.encode(sample) for sample in ragged]
+    groups = generate(vlm, prompts, lambda number: draws_of(ragged, 2, 6)[number], group=2, max_new_tokens=6)
+    taken = 0
+    for _ in groups:
+        taken += 1
+        assert torch.is_grad_enabled() and not torch.is_autocast_enabled(vlm.device.type)
+    assert taken == len(ragged)
+
+
 def test_prefilling_in_pieces_and_drawing_row_by_row_change_nothing(
     vlm: VisionLanguageModel, ragged: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:

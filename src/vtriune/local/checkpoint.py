@@ -60,7 +60,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def read_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint's folder and state.
+    """The newest checkpoint's folder and state, whose `best` is None if that checkpoint is gone.
 
     Raises:
         UserError: there is none, or its state is damaged.
@@ -68,7 +68,10 @@ def read_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     found = checkpoints(folder)
     if not found:
         raise UserError(f"{folder}: holds no checkpoint, so this run can't be resumed; start it again with --replace")
-    return found[-1], _state(found[-1])
+    state = _state(found[-1])
+    if state.get("best") is not None and _folder(folder, state["best"]).name not in map(_shown, found):
+        state["best"] = None
+    return found[-1], state
 
 
 def find_checkpoint(folder: Path, *, step: int | None = None, best: bool = False) -> Path:

@@ -85,8 +85,11 @@ def generate(
     elif prompts:
         length = max(len(prompt.ids) for prompt in prompts)
         places = min(len(prompts), max(1, budget // (length + group * max_new_tokens)))
-        with torch.no_grad(), vlm.autocast():
-            yield from _Batch(vlm, prompts, draws, group, max_new_tokens, temperature, places, length).run()
+        batch = _Batch(vlm, prompts, draws, group, max_new_tokens, temperature, places, length)
+        while batch.unfinished:
+            with torch.no_grad(), vlm.autocast():  # not around the yield: whoever asks goes on in between
+                finished = batch.advance()
+            yield from finished
 
 
 class _Batch:
@@ -133,20 +136,24 @@ class _Batch:
         self._stopped = np.zeros(seats, dtype=bool)
         self._eos = torch.tensor(vlm.eos_ids, device=device)
 
-    def run(self) -> Iterator[tuple[int, list[Rollout]]]:
-        """All groups."""
-        while self._waiting or len(self._seat):
-            free = [place for place, asked in enumerate(self._asked) if asked < 0]
-            if free and self._waiting and (not len(self._seat) or len(free) >= REFILL * len(self._asked)):
-                joining = free[: len(self._waiting)]
-                size = max(1, PREFILL // self._length)
-                for start in range(0, len(joining), size):
-                    self._admit(joining[start : start + size])
-            yield from self._leave(self._choose())
-            if len(self._seat):
-                tokens = self._tokens[self._seat, self._count - 1]
-                self._hidden = run_tokens(self._vlm, self._shared(), self._own, tokens, self._position)
-                self._position = self._position + 1
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are answers to come."""
+        return bool(self._waiting) or len(self._seat) > 0
+
+    def advance(self) -> list[tuple[int, list[Rollout]]]:
+        """One more token of each answer. Returns the groups of which none is left."""
+        if len(self._seat):
+            tokens = self._tokens[self._seat, self._count - 1]
+            self._hidden = run_tokens(self._vlm, self._shared(), self._own, tokens, self._position)
+            self._position = self._position + 1
+        free = [place for place, asked in enumerate(self._asked) if asked < 0]
+        if free and self._waiting and (not len(self._seat) or len(free) >= REFILL * len(self._asked)):
+            joining = free[: len(self._waiting)]
+            size = max(1, PREFILL // self._length)
+            for start in range(0, len(joining), size):
+                self._admit(joining[start : start + size])
+        return list(self._leave(self._choose()))
 
     def _admit(self, places: Sequence[int]) -> None:
         """Have waiting prompts take free places."""
