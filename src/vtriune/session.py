@@ -42,6 +42,7 @@ RUN_FILES = (
     "recipe.yaml",
     "versions.json",
     "metrics.jsonl",
+    "history.bin",
     "quarantine.jsonl",
     "skipped.jsonl",
     "summary.json",

@@ -85,7 +85,7 @@ def read_metrics(folder: Path) -> Iterator[MetricsRow]:
         DamagedRun: a file or a row cannot be read.
     """
     path = folder / "metrics.jsonl"
-    return (_metrics_row(path, row) for row in read_rows(path))
+    return (metrics_row(path, row) for row in read_rows(path))
 
 
 def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[MetricsRow]:
@@ -95,7 +95,7 @@ def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[Metrics
         DamagedRun: a file or a row cannot be read.
     """
     path = folder / "metrics.jsonl"
-    return (_metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
+    return (metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
 
 
 def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
@@ -203,11 +203,13 @@ def read_run_file(folder: Path) -> RunFile:
         raise DamagedRun(f"{folder / 'run.json'}: {error}") from error
 
 
-def _metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
+def metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
+    """A row of the file `path`, checked. Raises DamagedRun if it is none of figures."""
     kinds = {"step": int, "split": str, "metrics": dict, "timing": dict}
     if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
         raise DamagedRun(f"{path}: the row of step {row.get('step')} lacks one of {', '.join(kinds)}")
-    for name, value in (row["metrics"] | row["timing"]).items():
-        if not isinstance(value, int | float):
+    for figures in (row["metrics"], row["timing"]):
+        if not {*map(type, figures.values())} <= {int, float}:
+            name, value = next(one for one in figures.items() if type(one[1]) not in (int, float))
             raise DamagedRun(f"{path}: {name} of step {row['step']} is {value!r}, not a number")
     return cast("MetricsRow", row)

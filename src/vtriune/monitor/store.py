@@ -8,6 +8,7 @@
     quarantine.jsonl  samples that were set aside during training, each with the reason
     skipped.jsonl     optimizer steps that were not taken, each with the ids of its samples and the reason
     summary.json      what a finished run reached
+    history.bin       the figures of metrics.jsonl by column, for drawing; derived, may be deleted (history.py)
 
 `step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
 All but `timing` (seconds, tokens/s) is equal in an uninterrupted run and a resumed one. Checkpoints are the engine's.
@@ -31,6 +32,7 @@ import yaml
 
 from vtriune.monitor.evaluation import Summary
 from vtriune.monitor.files import append_row, cut_rows, lock_folder, replacing, valid_text, write_json
+from vtriune.monitor.history import History
 from vtriune.monitor.rollouts import Decoding, write_rollouts
 from vtriune.monitor.runs import (
     SPLITS,
@@ -69,6 +71,7 @@ class RunStore:
         last = next(latest_rows(folder), None)
         self._elapsed_before = last["timing"].get("elapsed_s", 0.0) if last else 0.0
         self._last_step = {split: next((row["step"] for row in latest_rows(folder, split)), -1) for split in SPLITS}
+        self._history = History.writing(folder)
         self._since = time.monotonic()
 
     @classmethod
@@ -125,6 +128,7 @@ class RunStore:
             elif self._run.state != "finished":
                 self._record("stopped")
         finally:
+            self._history.close()
             self._lock.close()
 
     @property
@@ -152,6 +156,7 @@ class RunStore:
         if len(row["metrics"]) < len(values):
             row["not_finite"] = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
         append_row(self.folder / "metrics.jsonl", row)
+        self._history.extend()
         self._last_step[split] = step
 
     def write_rollouts(self, step: int, groups: Sequence[JudgedGroup], progress: Progress) -> None:
