@@ -44,6 +44,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "quarantine.jsonl",
     "skipped.jsonl",
+    "alerts.jsonl",
     "summary.json",
     ".lock",
     "run.json",
