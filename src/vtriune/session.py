@@ -45,6 +45,7 @@ RUN_FILES = (
     "history.bin",
     "quarantine.jsonl",
     "skipped.jsonl",
+    "alerts.jsonl",
     "summary.json",
     ".lock",
     "run.json",

@@ -15,13 +15,16 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from vtriune.monitor.alerts import Alert, Alerts
 from vtriune.monitor.files import DamagedRun, is_locked, read_rows, read_rows_backward
 from vtriune.types import UserError
 
 RowSplit = Literal["train", "eval"]
 SPLITS: tuple[RowSplit, ...] = ("train", "eval")
+
+_ALERT = TypeAdapter(Alert)
 
 
 class MetricsRow(TypedDict):
@@ -96,6 +99,38 @@ def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[Metrics
     """
     path = folder / "metrics.jsonl"
     return (metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
+
+
+def read_alerts(folder: Path) -> list[Alert]:
+    """The alerts of a run in the order in which they began to be told, those that ended with their `until`.
+
+    Raises:
+        DamagedRun: the file or a row cannot be read.
+    """
+    path = folder / "alerts.jsonl"
+    if not path.exists():  # older runs have none
+        return []
+    alerts: dict[tuple[str, str, int], Alert] = {}
+    for row in read_rows(path):
+        try:
+            alert = _ALERT.validate_python(row)
+        except ValidationError as error:
+            raise DamagedRun(f"{path}: the row of step {row.get('step')} is no alert: {error}") from error
+        alerts[alert.source, alert.kind, alert.since] = alert
+    return list(alerts.values())
+
+
+def watched(folder: Path) -> Alerts:
+    """The watcher of a run's alerts as its training left it after the last row.
+
+    Raises:
+        DamagedRun: a file or a row cannot be read.
+    """
+    alerts = Alerts()
+    for row in read_metrics(folder):
+        if row["split"] == "train":
+            alerts.update(row["step"], row["metrics"])
+    return alerts
 
 
 def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:

@@ -7,6 +7,7 @@
     rollouts/         step-000012.parquet, eval-000012.parquet: every answer with its verdict (columns: rollouts.py)
     quarantine.jsonl  samples that were set aside during training, each with the reason
     skipped.jsonl     optimizer steps that were not taken, each with the ids of its samples and the reason
+    alerts.jsonl      a line when an alert begins (`until` null) and one when it ends; `step` is when it was written
     summary.json      what a finished run reached
     history.bin       the figures of metrics.jsonl by column, for drawing; derived, may be deleted (history.py)
 
@@ -23,6 +24,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +32,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 import yaml
 
+from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import Summary
 from vtriune.monitor.files import append_row, cut_rows, lock_folder, replacing, valid_text, write_json
 from vtriune.monitor.history import History
@@ -51,7 +54,7 @@ from vtriune.monitor.runs import (
 from vtriune.monitor.versions import versions
 from vtriune.types import JudgedGroup, Progress, UserError
 
-ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl")
+ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl", "alerts.jsonl")
 """The files of JSON lines, each with a `step`."""
 
 _log = logging.getLogger(__name__)
@@ -100,7 +103,8 @@ class RunStore:
         """
         run = read_run_file(folder)
         lock = lock_folder(folder)
-        (folder / "skipped.jsonl").touch()  # older runs have none
+        for name in ("skipped.jsonl", "alerts.jsonl"):  # older runs have none
+            (folder / name).touch()
         truncate_to(folder, step)
         then, now = read_json(folder / "versions.json"), versions(threads)
         changed = {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
@@ -179,6 +183,11 @@ class RunStore:
         append_row(
             self.folder / "skipped.jsonl", {"step": step, "samples": list(samples), "reason": valid_text(reason)}
         )
+
+    def alert(self, step: int, alert: Alert) -> None:
+        """Note at step `step` that an alert has begun, or ended."""
+        row = {"step": step, **asdict(alert), "source": valid_text(alert.source)}
+        append_row(self.folder / "alerts.jsonl", row)
 
     def finish(self, summary: Summary) -> None:
         """Store what the run reached and call it finished."""
