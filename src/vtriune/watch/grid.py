@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import (
@@ -26,7 +24,7 @@ from vtriune.monitor.evaluation import (
 from vtriune.monitor.files import DamagedRun, valid_text
 from vtriune.monitor.history import History
 from vtriune.monitor.metrics import ALL, TASK
-from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.rollouts import read_columns, read_evaluation
 from vtriune.monitor.runs import latest_rows, read_alerts, rollout_files
 from vtriune.watch.listing import stamp
 from vtriune.watch.replies import encode
@@ -174,12 +172,8 @@ def _tasks(run: Watched, sources: Sequence[str]) -> dict[str, str]:
 
 
 def _tasks_in(path: Path) -> dict[str, str]:
-    try:
-        table = pq.read_table(path, columns=["source", "task"])
-    except (OSError, pa.ArrowException) as fault:
-        raise DamagedRun(f"{path}: not readable as rollouts ({fault})") from fault
-    rows = table.group_by(["source", "task"]).aggregate([]).to_pylist()
-    return {row["source"]: row["task"] for row in rows}
+    pairs = read_columns(path, ["source", "task"]).group_by(["source", "task"]).aggregate([])
+    return dict(zip(pairs["source"].to_pylist(), pairs["task"].to_pylist(), strict=True))
 
 
 def _step_figures(folder: Path, sources: Sequence[str]) -> dict[str, float]:
