@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
 
-from vtriune.data.tables import TableFile
+from vtriune.data.tables import Rows
 from vtriune.types import ImageRef, UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -64,7 +64,7 @@ class _EncodedPicture(ABC):
 class TablePicture(_EncodedPicture):
     """Picture `position` in the `images` column of row `row`, both counted from 0."""
 
-    file: TableFile
+    file: Rows
     row: int
     position: int
     where: str
