@@ -5,6 +5,7 @@ Resizing and patching belong to the model's processor; caching decoded pictures 
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -87,6 +88,8 @@ class FilePicture(_EncodedPicture):
     @contextmanager
     def _bytes(self) -> Iterator[BinaryIO]:
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "not an ordinary file")  # reading a pipe would wait for ever
             stream = self.path.open("rb")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = error.strerror if isinstance(error, OSError) else str(error)
