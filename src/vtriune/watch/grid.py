@@ -64,7 +64,7 @@ def _grid(run: Watched, history: History, row: Mapping[str, Any], points: int, s
     alerts = readable(lambda: read_alerts(folder), list[Alert]())
     compared = readable(lambda: _evaluation(run), None)
     tasks = {one["source"]: one["task"] for one in compared["rows"]} if compared else {}
-    tasks |= readable(lambda: _tasks(run, set(sources) - tasks.keys()), {})
+    tasks |= readable(lambda: _tasks(run, set(sources) - tasks.keys()), dict[str, str]())
     names, known = [ALL, *sorted(sources, key=lambda source: (tasks.get(source, ""), source))], {*sources, ALL}
     columns = set(history.names("train"))
     shown = [figure for figure in SHOWN if any(f"{source}/{figure}" in columns for source in names)]
