@@ -366,7 +366,12 @@ def test_alerts_are_shown_with_their_source_and_counted_while_they_last(client: 
 def test_series_of_several_runs_sources_and_figures_come_in_the_order_asked(client: TestClient, runs: Path) -> None:
     with create(runs / "other") as store:
         train(store, range(1, 4))
-    asked: dict[str, Any] = {"run": ["other", "demo"], "source": ["zeta", "all"], "figure": ["length", "reward"], "points": 4}
+    asked: dict[str, Any] = {
+        "run": ["other", "demo"],
+        "source": ["zeta", "all"],
+        "figure": ["length", "reward"],
+        "points": 4,
+    }
     told = series(client, **asked)
     assert [(one["run"], one["source"], one["figure"]) for one in told] == [
         (run, source, figure) for run in asked["run"] for source in asked["source"] for figure in asked["figure"]
