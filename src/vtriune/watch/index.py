@@ -46,11 +46,11 @@ FRESH = 1.0
 """Seconds for which the folder is not looked at again."""
 WAIT = 0.8
 """Seconds that a request waits for what is still being read."""
+FIRST_WAIT = 5.0
+"""Seconds beyond which it doesn't wait either where nothing at all has been read yet: Arrow may have to load."""
 MAX_ROWS = 2_500_000
 """Rows kept of all runs together, 100 MB: the runs that were asked for longest ago are dropped. A single run is kept
 whatever its size."""
-SHOWN_FAULTS = 10
-
 _ENUMS = {"decoding": DECODINGS, "status": STATUSES, "finish": FINISHES}
 _NUMBERS = ("step", "group", "answer", "tokens")
 
@@ -109,12 +109,13 @@ class RolloutIndex:
             if time.monotonic() - self._looked >= FRESH:
                 self._look()
             self._changed.wait_for(lambda: not self._todo, wait)
+            self._changed.wait_for(lambda: self._blocks or not self._todo, FIRST_WAIT)
             if self._snapshot is None:
                 self._snapshot = self._join()
             return self._snapshot
 
     def _look(self) -> None:
-        """Note which files are new, changed or gone, and have the first two read."""
+        """Note which files are new, changed or gone, and have the first two kinds read."""
         found = _stamps(self._folder, self._split)
         self._looked = time.monotonic()
         known = {step: seen for kept in (self._blocks, self._faults) for step, (seen, _) in kept.items()}
