@@ -1,14 +1,13 @@
-"""The dashboard's application: its page, what of it is static, and the endpoints of runs.
+"""The dashboard's application: its page, the endpoints of runs (runs.py) and of rollouts (rollouts.py), errors as JSON.
 
-The endpoints of rollouts are in rollouts.py; who may ask is in guard.py, the server as a process in server.py.
+Who may ask is in guard.py, the server as a process in server.py.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
@@ -17,36 +16,28 @@ from starlette.staticfiles import StaticFiles
 from vtriune.monitor.files import DamagedRun, valid_text
 from vtriune.types import UserError
 from vtriune.watch.guard import Guard
-from vtriune.watch.listing import Listing
-from vtriune.watch.replies import error, json
+from vtriune.watch.replies import error
 from vtriune.watch.rollouts import rollout_routes
 from vtriune.watch.root import NotFound, Root
+from vtriune.watch.runs import run_routes
 
 STATIC = Path(__file__).parent / "static"
-
-RunName = Annotated[str, Query(max_length=1000)]
 
 
 def create_app(path: Path, *, any_host: bool = False) -> FastAPI:
     """The application over the folder of runs `path`; `any_host` answers to names other than the loopback's.
 
-    Endpoints are plain functions: they read files, so that FastAPI runs them in threads.
-
     Raises:
         UserError: `path` is no folder.
     """
     root = Root.open(path)
-    listing = Listing(root)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
 
     @app.get("/")
     def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
-    @app.get("/api/runs")
-    def runs() -> Response:
-        return json({"root": valid_text(str(root.path)), "runs": listing.rows()})
-
+    app.include_router(run_routes(root))
     app.include_router(rollout_routes(root))
     app.mount("/static", StaticFiles(directory=STATIC))
     _answer_errors(app)
@@ -59,6 +50,10 @@ def _answer_errors(app: FastAPI) -> None:
     def user_error(request: Request, fault: UserError) -> Response:
         status = 404 if isinstance(fault, NotFound) else 409 if isinstance(fault, DamagedRun) else 422
         return error(status, valid_text(str(fault)))
+
+    @app.exception_handler(OSError)
+    def file_error(request: Request, fault: OSError) -> Response:
+        return error(409, valid_text(f"{fault.filename}: {fault.strerror}"))
 
     @app.exception_handler(RequestValidationError)
     def bad_parameter(request: Request, fault: RequestValidationError) -> Response:
