@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vtriune.monitor.files import DamagedRun, is_locked, valid_text
+from vtriune.monitor.files import is_locked, valid_text
 from vtriune.monitor.runs import RunInfo, RunState, inspect, read_alerts
+from vtriune.types import UserError
 from vtriune.watch.root import Root
 
 Stamp = tuple[int, int, int] | None
@@ -50,7 +51,7 @@ class Listing:
                 return known[1]
             self._root.run(name)  # raises where a file leads out of the root
             row = _row(inspect(folder, name), sum(alert.until is None for alert in read_alerts(folder)))
-        except (OSError, DamagedRun) as fault:
+        except (OSError, UserError) as fault:
             return _row(RunInfo(name, RunState.DAMAGED, str(fault)), 0)
         with self._lock:
             self._known[folder] = seen, row
