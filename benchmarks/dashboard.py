@@ -89,7 +89,7 @@ def replace_answers(group: JudgedGroup) -> JudgedGroup:
 
 
 def write_rollouts(folder: Path, steps: list[int], rows: int) -> None:
-    """Files of `rows` rows: those that the store wrote of the last step, over and over, with other figures and words."""
+    """Files of `rows` rows: those stored of the last step, over and over, with other figures and words."""
     rng = np.random.default_rng(1)
     stored = pq.read_table(rollout_file(folder, "train", max(steps)))
     template = stored.take(pa.array(np.resize(np.arange(stored.num_rows), rows)))
