@@ -19,6 +19,7 @@ from vtriune.types import UserError
 from vtriune.watch.guard import Guard
 from vtriune.watch.listing import Listing
 from vtriune.watch.replies import error, json
+from vtriune.watch.rollouts import rollout_routes
 from vtriune.watch.root import NotFound, Root
 
 STATIC = Path(__file__).parent / "static"
@@ -46,6 +47,7 @@ def create_app(path: Path, *, any_host: bool = False) -> FastAPI:
     def runs() -> Response:
         return json({"root": valid_text(str(root.path)), "runs": listing.rows()})
 
+    app.include_router(rollout_routes(root))
     app.mount("/static", StaticFiles(directory=STATIC))
     _answer_errors(app)
     app.add_middleware(Guard, any_host=any_host)
