@@ -61,7 +61,7 @@ function row(data, one) {
       const cell = one.cells[figure];
       if (!cell) return h("td", { class: "n" }, "–");
       const { arrow, mood } = change(figure, cell.first, cell.last);
-      const marks = one.alerts.filter((alert) => concerns(alert, figure)).map((alert) => alert.step / Math.max(1, data.run.step));
+      const marks = one.alerts.filter((alert) => CONCERNS[alert.kind] === figure).map((alert) => alert.step / Math.max(1, data.run.step));
       return h("td", { class: "n", "data-figure": figure },
         h("a", { class: "cell", tabindex: "-1", href: to(["source", data.run.name, one.source], { figure }), title: `${figure}: ${number(cell.first)} → ${number(cell.last)}` },
           sparkline(figure, cell, marks),
@@ -72,8 +72,11 @@ function row(data, one) {
 const sentence = (alert) =>
   `step ${alert.step}${alert.until === null ? " on" : ` to ${alert.until}`}: ${alert.message}`;
 
-/** Whether an alert speaks of a figure: its kind or its sentence names it. */
-const concerns = (alert, figure) => alert.kind.includes(figure) || alert.message.includes(figure);
+/** The figure that an alert of a kind speaks of. */
+const CONCERNS = {
+  reward_collapsed: "reward", no_spread: "zero_spread", truncation_rising: "truncated", incorrect_longer: "length_incorrect",
+  entropy_to_zero: "entropy", failed: "failed", unscorable: "unscorable", gradient_norm: "grad_norm",
+};
 
 function alertList(run, alerts) {
   const open = alerts.filter((one) => one.until === null);

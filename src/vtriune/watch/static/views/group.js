@@ -40,10 +40,9 @@ export function draw(data, route) {
         pictures(data),
         data.shapes_note && h("p", { class: "note" }, bdi(data.shapes_note)),
         drawable && legend(data),
-        h("h2", {}, "Prompt"), h("pre", { class: "long", tabindex: "0", "aria-label": "Prompt" }, data.prompt),
-        h("h2", {}, "Gold"), h("pre", { class: "long", tabindex: "0", "aria-label": "Gold" }, data.gold),
-        h("h2", {}, "Reward"),
-        h("dl", { class: "figures" }, facts(data).map(([name, value]) => h("div", {}, h("dt", {}, bdi(name)), h("dd", {}, bdi(value))))),
+        h("h2", {}, "Prompt"), passage("Prompt", data.prompt),
+        h("h2", {}, "Gold"), passage("Gold", data.gold),
+        h("h2", {}, "Reward"), figures(facts(data)),
         h("p", { class: "note" }, bdi(data.sample_id))),
       h("section", { class: "answers", "aria-label": "Answers" }, data.answers.map((one) => card(one, told !== null && Number(told) === one.answer)))),
   ];
@@ -141,21 +140,33 @@ function reveal(pointed = null) {
 function card(one, chosen) {
   const at = one.reasoning ? one.response.indexOf(one.reasoning) : -1;
   const rest = at < 0 ? one.response : one.response.slice(at + one.reasoning.length).replace(/^\s*<\/think>\s*/, "");
-  const parts = { accuracy: one.accuracy, format: one.format, ...one.report };
+  const report = Object.entries(one.report);
   const point = () => reveal(one.answer), leave = () => reveal();
   return h("article", {
     class: chosen ? "item chosen" : "item", "data-key": one.answer, tabindex: "0", "aria-label": `Answer ${one.answer + 1}`,
     onmouseenter: point, onmouseleave: leave, onfocus: point, onblur: leave,
   },
-    h("header", {}, h("h2", {}, `Answer ${one.answer + 1}`),
-      h("b", { class: "reward" }, number(one.reward)), verdict(one),
-      h("span", { class: `advantage ${mood(one.advantage)}`, title: "advantage" }, "adv. ", one.advantage === null ? "–" : signed(one.advantage))),
+    h("header", {},
+      h("h2", {}, `Answer ${one.answer + 1}`), h("b", { class: "reward", title: "reward" }, number(one.reward)), verdict(one),
+      h("span", { class: `advantage ${mood(one.advantage)}` }, "advantage ", one.advantage === null ? "–" : signed(one.advantage))),
     one.reason && h("p", { class: "problem" }, bdi(one.reason)),
-    one.reasoning && h("details", { "data-key": "reasoning" }, h("summary", {}, `Reasoning, ${count(one.reasoning.length)} characters`), h("pre", { class: "long", tabindex: "0", "aria-label": "Reasoning" }, one.reasoning)),
-    h("pre", { class: "long answer", tabindex: "0", "aria-label": `Answer ${one.answer + 1}` }, rest || "(empty)"),
-    h("dl", { class: "figures" }, Object.entries(parts).filter(([, value]) => value !== null).map(([name, value]) => h("div", {}, h("dt", {}, bdi(name.replaceAll("_", " "))), h("dd", {}, number(value))))),
-    h("footer", { class: "note" }, `${count(one.tokens)} tokens, `, one.finish === "length" ? h("span", { class: "worse" }, "✂ cut at the limit") : `ended by ${one.finish}`, `, entropy ${number(one.entropy)}`));
+    one.reasoning && h("details", {},
+      h("summary", {}, `Reasoning, ${count(one.reasoning.length)} characters`), passage("Reasoning", one.reasoning)),
+    passage(`Answer ${one.answer + 1}`, rest || "(empty)"),
+    one.status === "scored" && figures([["accuracy", one.accuracy], ["format", one.format]]),
+    report.length > 0 && h("details", { open: report.length <= 6 },
+      h("summary", {}, `Report, ${report.length} figures`), figures(report)),
+    h("footer", { class: "note" },
+      `${count(one.tokens)} tokens, `, one.finish === "length" ? h("span", { class: "worse" }, "✂ cut at the limit") : `ended by ${one.finish}`,
+      `, entropy ${number(one.entropy)}`));
 }
+
+/** Text as it was written, in a box that scrolls. */
+const passage = (name, text) => h("pre", { class: "long", tabindex: "0", "aria-label": name }, text);
+
+const figures = (pairs) =>
+  h("dl", { class: "figures" }, pairs.map(([name, value]) =>
+    h("div", {}, h("dt", {}, bdi(name.replaceAll("_", " "))), h("dd", {}, typeof value === "string" ? bdi(value) : number(value)))));
 
 export function after(main) {
   for (const image of main.querySelectorAll("img[data-picture]")) {

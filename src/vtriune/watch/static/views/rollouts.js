@@ -47,6 +47,7 @@ export function draw(data, route) {
   return [
     h("div", { class: "head" }, h("h1", {}, "Rollouts"), h("span", { class: "note", role: "status" }, standing(data))),
     form(data, route, query),
+    data.damaged.map((one) => h("p", { class: "problem" }, bdi(one))),
     data.rows.length > 0 && h("div", { class: "scroll tall", tabindex: "-1" }, h("table", { class: "rollouts" },
       h("thead", {}, h("tr", {},
         sorted("step", "step", data, route, rest), h("th", {}, "source"), h("th", {}, "answer"), sorted("reward", "reward", data, route, rest),
