@@ -6,8 +6,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vtriune.monitor.files import DamagedRun, is_locked, read_rows
-from vtriune.monitor.runs import RunInfo, RunState, inspect
+from vtriune.monitor.files import DamagedRun, is_locked, valid_text
+from vtriune.monitor.runs import RunInfo, RunState, inspect, read_alerts
 from vtriune.watch.root import Root
 
 Stamp = tuple[int, int, int] | None
@@ -49,7 +49,7 @@ class Listing:
             if known and known[0] == seen:
                 return known[1]
             self._root.run(name)  # raises where a file leads out of the root
-            row = _row(inspect(folder, name), _open_alerts(folder))
+            row = _row(inspect(folder, name), sum(alert.until is None for alert in read_alerts(folder)))
         except (OSError, DamagedRun) as fault:
             return _row(RunInfo(name, RunState.DAMAGED, str(fault)), 0)
         with self._lock:
@@ -57,35 +57,11 @@ class Listing:
         return row
 
 
-def read_alerts(folder: Path) -> list[dict[str, Any]]:
-    """The alerts of a run in the order in which they began: {"step" (where it began), "until", "source", "kind",
-    "message"}; `until` is None while one lasts.
-
-    Raises:
-        DamagedRun: alerts.jsonl is no file of alerts.
-    """
-    path = folder / "alerts.jsonl"
-    if not path.exists():  # older runs have none
-        return []
-    begun: dict[tuple[object, ...], dict[str, Any]] = {}
-    for row in read_rows(path):
-        try:
-            key = row["since"], row["source"], row["kind"]
-            begun[key] = {"step": row["since"], **{name: row[name] for name in ("until", "source", "kind", "message")}}
-        except (KeyError, TypeError) as fault:
-            raise DamagedRun(f"{path}: a row that is no alert ({fault})") from fault
-    return list(begun.values())
-
-
-def _open_alerts(folder: Path) -> int:
-    return sum(alert["until"] is None for alert in read_alerts(folder))
-
-
 def _row(info: RunInfo, alerts: int) -> dict[str, Any]:
     return {
         "name": info.name,
         "state": info.state,
-        "problem": info.problem,
+        "problem": valid_text(info.problem),
         "started": info.started.isoformat() if info.started else None,
         "step": info.step,
         "total_steps": info.total_steps,
