@@ -44,8 +44,8 @@ function options(node, series, log, go) {
   const hide = { points: { show: false } };
   const lines = series.flatMap((one, at) => {
     const { color: name, dash } = look(at);
-    const strong = { stroke: color(name), width: 1.75, dash, points: { show: one.steps.length < 2, size: 6, fill: color(name) } };
-    return [hide, hide, { stroke: color(name, 0.35), width: 1, ...hide }, strong];
+    const strong = { spanGaps: true, stroke: color(name), width: 1.75, dash, points: { show: one.steps.length < 2, size: 6, fill: color(name) } };
+    return [hide, hide, { stroke: color(name, 0.35), width: 1, spanGaps: true, ...hide }, strong];
   });
   return {
     width: node.clientWidth,

@@ -60,11 +60,20 @@ export function when(iso) {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
-/** How a figure changed: an arrow, and whether that is better, worse or neither. */
-export function change(figure, first, last) {
-  if (first === null || last === null || first === undefined || last === undefined) return { arrow: "", mood: "flat" };
+/**
+ * How a figure changed: an arrow, and whether that is better, worse or neither. The mean of the last quarter of its
+ * points is compared with that of the first; what is no more than twice the noise of these means counts as none.
+ */
+export function change(figure, points) {
+  const values = points.filter((one) => one !== null);
+  if (!values.length) return { arrow: "", mood: "flat" };
+  const quarter = Math.ceil(values.length / 4);
+  const ends = [values.slice(0, quarter), values.slice(-quarter)];
+  const [first, last] = ends.map((end) => end.reduce((a, b) => a + b) / quarter);
+  const squares = ends.flatMap((end, at) => end.map((value) => (value - [first, last][at]) ** 2)).reduce((a, b) => a + b);
+  const noise = quarter > 1 ? Math.sqrt(squares / (quarter - 1) / quarter) : 0;
   const moved = last - first;
-  if (Math.abs(moved) <= 0.02 * Math.max(Math.abs(first), Math.abs(last))) return { arrow: "→", mood: "flat" };
+  if (Math.abs(moved) <= Math.max(2 * noise, 0.02 * Math.max(Math.abs(first), Math.abs(last)))) return { arrow: "→", mood: "flat" };
   const direction = (DIRECTIONS[figure] ?? 0) * Math.sign(moved);
   return { arrow: moved > 0 ? "↗" : "↘", mood: direction > 0 ? "better" : direction < 0 ? "worse" : "moved" };
 }

@@ -24,7 +24,7 @@ export function sparkline(figure, { first, last, points }, marks = []) {
   return svg(
     "svg",
     {
-      class: `spark ${change(figure, first, last).mood}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT,
+      class: `spark ${change(figure, points).mood}`, viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, height: HEIGHT,
       role: "img", "aria-label": label,
     },
     marks.map((share) => svg("path", { class: "mark", d: `M${EDGE + share * (WIDTH - 2 * EDGE)} 0v${HEIGHT}` })),

@@ -13,6 +13,9 @@ export const crumbs = ({ parts: [run] }) => [[run, ""]];
 export const runs = ({ parts: [run] }) => [run];
 export const load = ({ parts: [run] }, signal) => get("/api/grid", { run, points: 60 }, signal);
 
+/** The server still reads a big file: look again. */
+export const unfinished = (data) => !baked && data.read.bytes < data.read.of;
+
 export function draw(data) {
   const { run } = data;
   const alerts = data.sources.flatMap((one) => one.alerts.map((alert) => ({ ...alert, source: one.source })));
@@ -23,9 +26,10 @@ export function draw(data) {
       h("span", { class: "links" },
         h("a", { href: to(["source", run.name, "all"]) }, "Curves"),
         h("a", { href: to(["rollouts", run.name]) }, baked ? "Examples" : "Rollouts"))),
-    run.problem && h("p", { class: "problem" }, bdi(run.problem)),
+    [run.problem, ...data.problems].filter(Boolean).map((one) => h("p", { class: "problem", role: "alert" }, bdi(one))),
+    unfinished(data) && h("p", { class: "note", role: "status" }, `Reading metrics.jsonl: ${Math.floor((100 * data.read.bytes) / data.read.of)} %`),
     alerts.length > 0 && alertList(run.name, alerts),
-    data.sources.length ? table(data) : h("p", { class: "empty" }, "No training step yet. This page follows the run by itself."),
+    data.sources.length > 0 ? table(data) : h("p", { class: "empty" }, "No training step yet. This page follows the run by itself."),
     data.evaluation && evaluation(data.evaluation, run.name),
     steps(data),
   ];
@@ -40,8 +44,8 @@ function table(data) {
         type: "search", id: "grid-filter", "data-filter": true, "data-own": true, placeholder: "filter by source or task",
         "aria-label": "Filter by source or task", value: wanted, oninput: (event) => narrow(event.target.value),
       }),
-      h("span", { class: "note" }, "first step → now; the number is the latest. ", h("span", { class: "better" }, "↗ better"), "  ",
-        h("span", { class: "worse" }, "↘ worse"), "  → flat")),
+      h("span", { class: "note" }, "The number is the latest step's; the arrow compares the last quarter with the first: ",
+        h("span", { class: "better" }, "better"), ", ", h("span", { class: "worse" }, "worse"), ", → no more than noise")),
     h("div", { class: "scroll tall", tabindex: "-1" },
       h("table", { class: "grid" },
         h("thead", {}, h("tr", {}, h("th", {}, "source"),
@@ -60,7 +64,7 @@ function row(data, one) {
     data.figures.map((figure) => {
       const cell = one.cells[figure];
       if (!cell) return h("td", { class: "n" }, "–");
-      const { arrow, mood } = change(figure, cell.first, cell.last);
+      const { arrow, mood } = change(figure, cell.points);
       const marks = one.alerts.filter((alert) => CONCERNS[alert.kind] === figure).map((alert) => alert.step / Math.max(1, data.run.step));
       return h("td", { class: "n", "data-figure": figure },
         h("a", { class: "cell", tabindex: "-1", href: to(["source", data.run.name, one.source], { figure }), title: `${figure}: ${number(cell.first)} → ${number(cell.last)}` },

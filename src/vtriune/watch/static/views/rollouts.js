@@ -52,7 +52,7 @@ export function draw(data, route) {
       h("thead", {}, h("tr", {},
         sorted("step", "step", data, route, rest), h("th", {}, "source"), h("th", {}, "answer"), sorted("reward", "reward", data, route, rest),
         h("th", { class: "n" }, "acc."), h("th", {}, "verdict"), h("th", { class: "n" }, "adv."), sorted("tokens", "tokens", data, route, rest), h("th", {}, "ended"))),
-      h("tbody", {}, data.rows.map((one) => row(data.query.run, one))))),
+      h("tbody", {}, data.rows.map((one, at) => row(data.query.run, one, startsGroup(data.rows[at - 1], one)))))),
     data.rows.length === 0 && !data.searching && h("p", { class: "empty" }, data.searched.of === 0
       ? "No rollouts are stored for this run yet."
       : ["No rollout matches. ", h("a", { href: to(["rollouts", data.query.run]) }, "Clear the filters")]),
@@ -68,8 +68,10 @@ function standing(data) {
   return matching + (rows < of ? `, ${count(rows)} of ${count(of)} looked at${data.searching || !data.query.text ? " …" : ""}` : "");
 }
 
-function row(run, one) {
-  return h("tr", { "data-key": [one.split, one.decoding, one.step, one.group, one.answer].join("/"), onclick: (event) => event.target.closest("a") || event.currentTarget.querySelector("a").click() },
+const startsGroup = (before, one) => before && ["step", "group", "decoding"].some((name) => before[name] !== one[name]);
+
+function row(run, one, isFirst) {
+  return h("tr", { class: isFirst ? "first" : "", "data-key": [one.split, one.decoding, one.step, one.group, one.answer].join("/"), onclick: (event) => event.target.closest("a") || event.currentTarget.querySelector("a").click() },
     h("td", { class: "n" }, count(one.step)),
     h("td", {}, bdi(one.source), one.decoding === "greedy" && h("small", {}, " greedy")),
     h("td", { class: "text" }, h("a", { class: "item", href: groupLink(run, one, one.answer) }, bdi(one.response.trim() || "(empty)"))),

@@ -1,12 +1,12 @@
 // #/source/R/S: the curves of all figures of a source, of one run or of several (?runs=A&runs=B).
 
-import { baked, get } from "../api.js";
+import { baked, get, Refused } from "../api.js";
 import { curves, look, resize } from "../curves.js";
 import { bdi, h, svg, to } from "../dom.js";
 import { FIGURES, MEANINGS, number } from "../format.js";
 import { examples } from "./rollouts.js";
 
-const settings = { weight: 0.6, log: false, wanted: "" }; // kept from source to source
+const settings = { weight: 0.8, log: false, wanted: "" }; // kept from source to source
 let watcher = null; // tells which curves come into view
 let redraw = () => {};
 
@@ -22,7 +22,7 @@ export async function load(route, signal) {
   const [all, grid, ...figures] = await Promise.all([
     get("/api/runs", {}, signal),
     get("/api/grid", { run, points: 60 }, signal),
-    ...names.map((name) => get("/api/figures", { run: name, source }, signal)),
+    ...names.map((name) => get("/api/figures", { run: name, source }, signal).catch((error) => without(error, name === run))),
   ]);
   const union = (split) => [...new Set(figures.flatMap((one) => one[split]))];
   const row = grid.sources.find((one) => one.source === source);
@@ -30,6 +30,12 @@ export async function load(route, signal) {
     run, source, names, all: all.runs.filter((one) => one.state !== "damaged"), sources: grid.sources.map((one) => one.source),
     alerts: row?.alerts ?? [], task: row?.task ?? "", sections: sections(union("train"), union("eval")),
   };
+}
+
+/** A run that is laid over the first need not have its source. */
+function without(error, isFirst) {
+  if (isFirst || !(error instanceof Refused)) throw error;
+  return { train: [], eval: [] };
 }
 
 /** Figures in their sections: what matters first, held-out scores, the rest, then what belongs to the step. */
