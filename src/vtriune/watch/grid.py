@@ -6,13 +6,11 @@ Single curves are in series.py.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import (
@@ -26,7 +24,7 @@ from vtriune.monitor.evaluation import (
 from vtriune.monitor.files import DamagedRun, valid_text
 from vtriune.monitor.history import History
 from vtriune.monitor.metrics import ALL, TASK
-from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.rollouts import read_columns, read_evaluation
 from vtriune.monitor.runs import latest_rows, read_alerts, rollout_files
 from vtriune.watch.listing import stamp
 from vtriune.watch.replies import encode
@@ -65,9 +63,8 @@ def _grid(run: Watched, history: History, row: Mapping[str, Any], points: int, s
 
     alerts = readable(lambda: read_alerts(folder), list[Alert]())
     compared = readable(lambda: _evaluation(run), None)
-    tasks = readable(lambda: _tasks(run, sources), dict[str, str]())
-    if compared:
-        tasks = tasks | {one["source"]: one["task"] for one in compared["rows"]}
+    tasks = {one["source"]: one["task"] for one in compared["rows"]} if compared else {}
+    tasks |= readable(lambda: _tasks(run, set(sources) - tasks.keys()), dict[str, str]())
     names, known = [ALL, *sorted(sources, key=lambda source: (tasks.get(source, ""), source))], {*sources, ALL}
     columns = set(history.names("train"))
     shown = [figure for figure in SHOWN if any(f"{source}/{figure}" in columns for source in names)]
@@ -160,26 +157,21 @@ def _score(before: Evaluation, after: Evaluation, source: str) -> dict[str, Any]
     }
 
 
-def _tasks(run: Watched, sources: Sequence[str]) -> dict[str, str]:
-    """The task of each source, as in the rollouts: the newest files are looked into until all are known."""
-    tasks, looked_into = run.tasks, run.looked_into
-    if not set(sources) <= tasks.keys():
+def _tasks(run: Watched, sources: Set[str]) -> dict[str, str]:
+    """The tasks of sources, as in the rollouts: the newest files are looked into until all are known."""
+    if not sources <= run.tasks.keys():
         for path in list(rollout_files(run.folder, "train").values())[: -LOOKED_INTO - 1 : -1]:
-            if path not in looked_into:
-                looked_into.add(path)
-                tasks |= _tasks_in(path)
-                if set(sources) <= tasks.keys():
+            if path not in run.looked_into:
+                run.looked_into.add(path)
+                run.tasks |= _tasks_in(path)
+                if sources <= run.tasks.keys():
                     break
-    return tasks
+    return {source: run.tasks[source] for source in sources & run.tasks.keys()}
 
 
 def _tasks_in(path: Path) -> dict[str, str]:
-    try:
-        table = pq.read_table(path, columns=["source", "task"])
-    except (OSError, pa.ArrowException) as fault:
-        raise DamagedRun(f"{path}: not readable as rollouts ({fault})") from fault
-    rows = table.group_by(["source", "task"]).aggregate([]).to_pylist()
-    return {row["source"]: row["task"] for row in rows}
+    table = read_columns(path, ["source", "task"])
+    return dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def _step_figures(folder: Path, sources: Sequence[str]) -> dict[str, float]:

@@ -46,9 +46,15 @@ def sources_in(history: History) -> list[str]:
 def figures_of(history: History, source: str) -> dict[RowSplit, list[str]]:
     """The figures of a source, of `all` or of `task:<task>`, by split. To `all` belong, under their whole names, those
     that no source has: norms of layers, timing.
+
+    Raises:
+        NotFound: there is no such source.
     """
     if source != ALL:
-        return {split: _in_order(_own(history.names(split), source)) for split in SPLITS}
+        own = {split: _in_order(_own(history.names(split), source)) for split in SPLITS}
+        if not any(own.values()):
+            raise NotFound(f'no source "{source[:200]}" in this run: /api/grid lists those that there are')
+        return own
     sources = {*sources_in(history), ALL}
     found: dict[RowSplit, list[str]] = {}
     for split in SPLITS:
@@ -84,8 +90,6 @@ def _series(
     run: Watched, history: History, name: str, source: str, figures: Sequence[str], split: RowSplit, points: int
 ) -> Iterable[dict[str, Any]]:
     known = figures_of(history, source)
-    if source != ALL and not any(known.values()):
-        raise NotFound(f'run "{name}" has no source "{source}"')
     # A page asks for one figure of a source after the other: to read all of them is hardly more work than one.
     curves: Curves = run.once(
         ("curves", source, split, points),
