@@ -2,7 +2,8 @@
 //
 // A view has title(route), load(route, signal, show) -> data and draw(data, route) -> nodes, both free of side effects
 // on the page, and where it needs them crumbs(route), runs(route) (whose growth is a reason to load again),
-// after(main, data, route, signal) for what is drawn by hand, and unfinished(data).
+// after(main, data, route, signal) for what is drawn by hand, unfinished(data), and moved(main, route) where a new
+// query changes what is there instead of showing a new page.
 
 import { baked, get, Refused, Unreachable } from "./api.js";
 import { bdi, h, morph, to } from "./dom.js";
@@ -49,26 +50,28 @@ async function open() {
     fresh(problem("No such page", `There is nothing at ${location.hash}.`));
     return;
   }
-  const slow = setTimeout(() => fresh(h("p", { class: "empty", "aria-busy": "true" }, "Loading …")), 200);
-  await refresh(true, () => clearTimeout(slow));
-  clearTimeout(slow);
-  const target = focused && focused !== "main" ? document.getElementById(focused) : null;
-  if (target) target.focus();
-  else if (before) main.focus({ preventScroll: true });
+  const stays = before?.view === route.view && route.view.moved && before.parts.join("/") === route.parts.join("/")
+    && main.dataset.view === route.name;
+  if (stays) route.view.moved(main, route);
+  const slow = setTimeout(() => (stays ? main.setAttribute("aria-busy", "true") : fresh(h("p", { class: "empty" }, "Loading …"))), 200);
+  await refresh(true, () => clearTimeout(slow), stays);
+  if (document.activeElement === document.body && before)
+    (document.getElementById(focused) ?? main).focus({ preventScroll: true });
 }
 
 /** Load the view and show it; without `whole` only if the runs that it shows have moved on. */
-async function refresh(whole = false, shown = () => {}) {
+async function refresh(whole = false, shown = () => {}, stays = !whole) {
   const { signal } = waiting;
   const here = route;
-  let drawn = whole; // the first drawing replaces the page, later ones patch it
+  let patches = stays; // else the first drawing replaces the page
   const show = (data) => {
     if (signal.aborted) return;
     shown();
     const nodes = here.view.draw(data, here);
-    if (drawn) fresh(...nodes);
-    else morph(main, h("main", {}, ...nodes));
-    drawn = false;
+    if (patches) morph(main, h("main", {}, ...nodes));
+    else fresh(...nodes);
+    main.removeAttribute("aria-busy");
+    patches = true;
     here.view.after?.(main, data, here, signal);
   };
   try {

@@ -29,7 +29,7 @@ export function draw(data) {
     [run.problem, ...data.problems].filter(Boolean).map((one) => h("p", { class: "problem", role: "alert" }, bdi(one))),
     unfinished(data) && h("p", { class: "note", role: "status" }, `Reading metrics.jsonl: ${Math.floor((100 * data.read.bytes) / data.read.of)} %`),
     alerts.length > 0 && alertList(run.name, alerts),
-    data.sources.length > 0 ? table(data) : h("p", { class: "empty" }, "No training step yet. This page follows the run by itself."),
+    data.figures.length > 0 ? table(data) : h("p", { class: "empty" }, "No training step yet. This page follows the run by itself."),
     data.evaluation && evaluation(data.evaluation, run.name),
     steps(data),
   ];

@@ -7,6 +7,7 @@ import { mood, verdict } from "./rollouts.js";
 
 const WIDE = 1000; // units of the overlay's width
 let shown = { key: "", answers: new Set(), gold: true }; // whose shapes are drawn
+let groups = 0; // in the step of the shown group
 
 export const title = ({ parts: [run, , , step, group] }) => `Group ${group} of step ${step} · ${run}`;
 export const crumbs = ({ parts: [run, split, , step] }) => [
@@ -19,6 +20,7 @@ export const runs = () => []; // a group never changes: it is loaded once
 export async function load(route, signal) {
   const [run, split, decoding, step, group] = route.parts;
   const data = await get("/api/group", { run, split, decoding, step, group }, signal);
+  groups = data.groups;
   const key = location.hash;
   if (shown.key !== key) {
     const told = route.query.get("answer");
@@ -181,9 +183,12 @@ export function after(main) {
 
 export function keys(route) {
   if (baked) return {};
-  const go = (id) => document.getElementById(id)?.click();
+  const go = (by) => () => {
+    const group = Number(route.parts[4]) + by;
+    if (group >= 0 && group < groups) location.hash = beside(route, group);
+  };
   return {
-    "[": { run: () => go("previous"), help: ["[, ]", "previous, next group"] }, "]": { run: () => go("next") },
-    ArrowLeft: { run: () => go("previous"), help: ["←, →", "the same"] }, ArrowRight: { run: () => go("next") },
+    "[": { run: go(-1), help: ["[, ]", "previous, next group"] }, "]": { run: go(1) },
+    ArrowLeft: { run: go(-1), help: ["←, →", "the same"] }, ArrowRight: { run: go(1) },
   };
 }

@@ -37,6 +37,13 @@ export async function load(route, signal, show) {
   return data;
 }
 
+/** Another query: the form says it at once, the list starts at its top. */
+export function moved(main, route) {
+  const fields = main.querySelector("form.filters")?.elements ?? [];
+  for (const field of fields) if (field.name) field.value = route.query.get(field.name) ?? (field.name === "split" ? "train" : "");
+  main.querySelector(".scroll")?.scrollTo(0, 0);
+}
+
 /** The server still reads the run's files: look again. */
 export const unfinished = (data) => !baked && !data.query.text && data.searched.rows < data.searched.of;
 
@@ -105,8 +112,8 @@ function sorted(name, by, data, route, rest) {
 function form(data, route, query) {
   const submit = (target) => {
     const wanted = Object.fromEntries([...new FormData(target)].filter(([, value]) => value !== ""));
-    const hash = to(["rollouts", route.parts[0]], { ...wanted, split: wanted.split === "train" ? "" : wanted.split, sort: query.sort });
-    if (hash !== location.hash) location.hash = hash;
+    const { sort } = Object.fromEntries(new URLSearchParams(location.hash.split("?")[1]));
+    location.hash = to(["rollouts", route.parts[0]], { ...wanted, split: wanted.split === "train" ? "" : wanted.split, sort });
   };
   const select = (name, label, options) => h("label", {}, label,
     h("select", { name, id: `filter-${name}` }, options.map(([value, text]) => h("option", { value, selected: (query[name] ?? "") === value }, text))));
