@@ -100,8 +100,7 @@ def _lone_row(path: Path, parquet: pq.ParquetFile, number: int) -> LoneRow | Non
         if number < size:
             for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group]):
                 if number < batch.num_rows:
-                    # Taken, not sliced, which would keep the whole batch.
-                    return LoneRow(path, pa.Table.from_batches([batch.take(pa.array([number]))]))
+                    return LoneRow(path, pa.Table.from_batches([batch.slice(number, 1)]))
                 number -= batch.num_rows
         number -= size
     return None

@@ -160,7 +160,11 @@ class History:
         return True
 
     def curves(self, split: RowSplit, names: Sequence[str], buckets: int) -> Curves:
-        """`names` over all steps of `split`, in at most `buckets` buckets of (nearly) the same number of rows."""
+        """`names` over all steps of `split`, in at most `buckets` buckets of (nearly) the same number of rows.
+
+        Raises:
+            DamagedRun: the file was cut meanwhile, as a resume does.
+        """
         segments, steps = list(self._segments[split]), np.array(self._steps[split], np.int64)
         n = sum(segment.rows for segment in segments)  # a row may just be added
         m, k = min(n, buckets), len(names)
@@ -306,6 +310,8 @@ def _blocks(segments: Sequence[_Segment], columns: Sequence[int]) -> Iterator[tu
         for start in range(0, segment.rows, step := max(1, _BLOCK // segment.stride)):
             count = min(step, segment.rows - start)
             data = os.pread(segment.file.fileno(), count * segment.stride, segment.offset + start * segment.stride)
+            if len(data) < count * segment.stride:
+                raise DamagedRun(f"{segment.file.name}: was cut while it was read, as a resume does; look again")
             block = np.full((count, len(columns)), np.nan, np.float32)
             block[:, known] = np.frombuffer(data, kind)["values"][:, taken]
             yield at, block

@@ -5,6 +5,7 @@ Only what is filtered and sorted by is kept, 40 bytes a row; texts stay in the f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -15,12 +16,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vtriune.monitor.rollouts import Decoding
+from vtriune.monitor.rollouts import Decoding, read_columns
 from vtriune.monitor.runs import RowSplit, rollout_file
 from vtriune.types import FinishReason, Status
-from vtriune.watch.listing import Stamp, stamp
+from vtriune.watch.listing import Stamp
 
 ROW = np.dtype(
     [
@@ -44,13 +44,13 @@ FINISHES: tuple[str, ...] = tuple(FinishReason)
 
 FRESH = 1.0
 """Seconds for which the folder is not looked at again."""
-WAIT = 0.8
+WAIT = 0.5
 """Seconds that a request waits for what is still being read."""
+FIRST_WAIT = 5.0
+"""Seconds beyond which it doesn't wait either where nothing at all has been read yet: Arrow may have to load."""
 MAX_ROWS = 2_500_000
 """Rows kept of all runs together, 100 MB: the runs that were asked for longest ago are dropped. A single run is kept
 whatever its size."""
-SHOWN_FAULTS = 10
-
 _ENUMS = {"decoding": DECODINGS, "status": STATUSES, "finish": FINISHES}
 _NUMBERS = ("step", "group", "answer", "tokens")
 
@@ -59,7 +59,6 @@ _NUMBERS = ("step", "group", "answer", "tokens")
 class FileRows:
     """A rollout file as it was read, and where its rows are in a snapshot."""
 
-    path: Path
     stamp: Stamp
     start: int
     stop: int
@@ -69,6 +68,8 @@ class FileRows:
 class Snapshot:
     """The rollouts of one split as far as they have been read; nobody changes it any more."""
 
+    folder: Path
+    split: RowSplit
     rows: np.ndarray
     """(N,) of ROW, by (step, group, answer, decoding)."""
     names: tuple[str, ...]
@@ -81,6 +82,10 @@ class Snapshot:
     """Has everything been read?"""
     faults: tuple[str, ...]
     """Why files were left out."""
+
+    def path(self, step: int) -> Path:
+        """The file of a step."""
+        return rollout_file(self.folder, self.split, step)
 
 
 class RolloutIndex:
@@ -109,6 +114,7 @@ class RolloutIndex:
             if time.monotonic() - self._looked >= FRESH:
                 self._look()
             self._changed.wait_for(lambda: not self._todo, wait)
+            self._changed.wait_for(lambda: self._blocks or not self._todo, FIRST_WAIT)
             if self._snapshot is None:
                 self._snapshot = self._join()
             return self._snapshot
@@ -140,7 +146,8 @@ class RolloutIndex:
             try:
                 rows = _read(path, step, self._code)
             except Exception as error:  # whatever a damaged file leads Arrow to
-                fault = f"{path.name}: {' '.join(str(error).split())[:300] or type(error).__name__}"
+                fault = " ".join(str(error).split())[:300] or type(error).__name__
+                fault = fault if str(path) in fault else f"{path}: {fault}"
             with self._changed:
                 if self._todo.get(step) != seen:  # changed again, or gone, in the meantime
                     continue
@@ -164,13 +171,13 @@ class RolloutIndex:
         for step in steps:
             seen, own = self._blocks[step]
             stop = start + len(own)
-            files[step] = FileRows(rollout_file(self._folder, self._split, step), seen, start, stop)
+            files[step] = FileRows(seen, start, stop)
             self._blocks[step] = seen, rows[start:stop]  # a view: the rows are held once
             start = stop
         left = len(self._todo)
         total = len(rows) + (round(left * len(rows) / len(steps)) if steps else left)
         faults = tuple(fault for _, (_, fault) in sorted(self._faults.items()))
-        return Snapshot(rows, tuple(self._names), files, total, not left, faults)
+        return Snapshot(self._folder, self._split, rows, tuple(self._names), files, total, not left, faults)
 
 
 class Indexes:
@@ -195,7 +202,7 @@ class Indexes:
 
 def _stamps(folder: Path, split: RowSplit) -> dict[int, Stamp]:
     """The rollout files of a split by step. Not `rollout_files`: with 10,000 of them its paths take a second."""
-    prefix = rollout_file(folder, split, 0).name.partition("-")[0] + "-"
+    prefix, suffix = rollout_file(folder, split, 0).name.split("000000")
     found: dict[int, Stamp] = {}
     try:
         entries = os.scandir(folder / "rollouts")
@@ -203,37 +210,35 @@ def _stamps(folder: Path, split: RowSplit) -> dict[int, Stamp]:
         return found
     with entries:
         for entry in entries:
-            number = entry.name.removeprefix(prefix).removesuffix(".parquet")
-            if number.isascii() and number.isdecimal() and len(number) < 10:
-                path = rollout_file(folder, split, int(number))
-                if path.name == entry.name and entry.is_file(follow_symlinks=False):
-                    found[int(number)] = stamp(path)
+            number = entry.name.removeprefix(prefix).removesuffix(suffix)
+            if number.isascii() and number.isdecimal() and entry.name == f"{prefix}{int(number):06d}{suffix}":
+                with contextlib.suppress(OSError):  # gone in the meantime
+                    # A link could lead out of the run.
+                    if entry.is_file(follow_symlinks=False):
+                        now = entry.stat(follow_symlinks=False)
+                        found[int(number)] = now.st_ino, now.st_size, now.st_mtime_ns
     return found
 
 
 def _read(path: Path, step: int, code: Callable[[str], int]) -> np.ndarray:
     """The rows of a file. Raises whatever a damaged file leads to."""
     names = {"source": code, "task": code} | {name: kinds.index for name, kinds in _ENUMS.items()}
-    with pq.ParquetFile(path) as file:
-        table = file.read(columns=[*_NUMBERS, *names, "reward", "correct"])
+    table = read_columns(path, [*_NUMBERS, *names, "reward", "correct"])
     rows = np.empty(len(table), ROW)
     for name in _NUMBERS:
-        rows[name] = _numbers(table, name, pa.int32())
+        rows[name] = numbers(_whole(table, name).cast(pa.int32()))
     for name, encode in names.items():
         texts = _whole(table, name).dictionary_encode()
         codes = np.array([encode(text) for text in texts.dictionary.cast(pa.string()).to_pylist()], np.int32)
-        rows[name] = codes[texts.indices.to_numpy()]
-    rows["reward"] = table.column("reward").cast(pa.float64()).fill_null(float("nan")).to_numpy()
-    rows["correct"] = table.column("correct").cast(pa.int8()).fill_null(-1).to_numpy()
+        rows[name] = codes[numbers(texts.indices)]
+    for name, kind, missing in (("reward", pa.float64(), np.nan), ("correct", pa.int8(), -1)):
+        column = table.column(name).combine_chunks().cast(kind)
+        rows[name] = missing
+        rows[name][truths(column.is_valid())] = numbers(column.drop_null())
     rows["place"] = np.arange(len(rows))
     if (rows["step"] != step).any():
         raise ValueError(f"holds rows of other steps than {step}")
     return rows[np.lexsort((rows["decoding"], rows["answer"], rows["group"]))]
-
-
-def _numbers(table: pa.Table, name: str, kind: Any) -> np.ndarray:
-    numbers: np.ndarray = _whole(table, name).cast(kind).to_numpy()
-    return numbers
 
 
 def _whole(table: pa.Table, name: str) -> Any:
@@ -241,3 +246,13 @@ def _whole(table: pa.Table, name: str) -> Any:
     if column.null_count:
         raise ValueError(f"{name} is missing in {column.null_count} rows")
     return column.combine_chunks()
+
+
+def numbers(array: Any) -> np.ndarray:
+    """An Arrow array of numbers without nulls. Its own `to_numpy` would import pandas: a second and 50 MiB."""
+    return np.from_dlpack(array)
+
+
+def truths(array: Any) -> np.ndarray:
+    """An Arrow array of booleans without nulls."""
+    return numbers(array.cast(pa.int8())).astype(bool)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from vtriune.monitor.files import DamagedRun
-from vtriune.monitor.rollouts import SCHEMA, Decoding
+from vtriune.monitor.rollouts import SCHEMA, Decoding, read_columns
 from vtriune.monitor.runs import RowSplit, rollout_file
 from vtriune.types import ImageSize, RewardSpec
 from vtriune.watch.index import DECODINGS, Indexes, Snapshot
@@ -119,7 +119,7 @@ def rollout_routes(root: Root) -> APIRouter:
     def rollouts(asked: Annotated[RolloutsAsked, Parameters()]) -> Response:
         folder = root.run(asked.run)
         snapshot = indexes.of(folder, asked.split).snapshot()
-        found = find(snapshot, asked, texts.of(folder, asked.text) if asked.text else {})
+        found = find(snapshot, asked, texts.of(folder, asked.split, asked.text) if asked.text else {})
         return json(
             {
                 "matching": found.matching,
@@ -153,10 +153,13 @@ def _listed(snapshot: Snapshot, positions: Sequence[int]) -> list[dict[str, Any]
     for step in np.unique(rows["step"]).tolist():
         own = np.flatnonzero(rows["step"] == step)
         try:
-            with pq.ParquetFile(snapshot.files[step].path) as file:
-                table = file.read(columns=list(_LISTED)).take(pa.array(rows["place"][own]))
-        except (pa.ArrowException, OSError, IndexError):
+            table = read_columns(snapshot.path(step), _LISTED)
+        except DamagedRun:
             continue
+        if len(table) <= rows["place"][own].max():
+            continue
+        # Slices, since `take` with places from here would import pandas.
+        table = pa.concat_tables(table.slice(place, 1) for place in rows["place"][own].tolist())
         short = pc.utf8_slice_codeunits(table.column("response"), 0, SHOWN_CHARACTERS)
         table = table.set_column(table.column_names.index("response"), "response", short)
         for position, row in zip(own.tolist(), table.to_pylist(), strict=True):
@@ -183,8 +186,11 @@ def _rows_of(folder: Path, asked: GroupAsked) -> tuple[list[dict[str, Any]], int
             if strange := [name for name in _NEEDED if _type(file.schema_arrow, name) != SCHEMA.field(name).type]:
                 raise ValueError(f"the column {strange[0]} is missing or of another type")
             table = file.read(columns=["decoding", "group"])
-            groups = set(table.filter(pc.field("decoding") == asked.decoding).column("group").to_pylist())
-            rows = list(_wanted(file, asked)) if asked.group in groups else []
+            columns = [table.column(name).to_pylist() for name in ("decoding", "group")]
+            places = list(zip(*columns, strict=True))
+            groups = {group for decoding, group in places if decoding == asked.decoding}
+            own = [place for place, one in enumerate(places) if one == (asked.decoding, asked.group)]
+            rows = list(_rows_at(file, own))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedRun(f"{path}: not readable as rollouts ({' '.join(str(error).split())})") from error
     if not rows:
@@ -196,11 +202,13 @@ def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
     return schema.field(name).type if name in schema.names else None
 
 
-def _wanted(file: pq.ParquetFile, asked: GroupAsked) -> Iterator[dict[str, Any]]:
-    for batch in file.iter_batches(_BATCH):
-        own = batch.filter((pc.field("group") == asked.group) & (pc.field("decoding") == asked.decoding))
-        for row in own.to_pylist():
+def _rows_at(file: pq.ParquetFile, places: Sequence[int]) -> Iterator[dict[str, Any]]:
+    start, wanted = 0, set(places)
+    for batch in file.iter_batches(_BATCH) if places else ():
+        for place in sorted(wanted & set(range(start, start + len(batch)))):
+            (row,) = batch.slice(place - start, 1).to_pylist()
             yield row | {"parameters": orjson.loads(row["parameters"]), "report": orjson.loads(row["report"])}
+        start += len(batch)
 
 
 def _group(asked: GroupAsked, rows: Sequence[Mapping[str, Any]], groups: int) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtriune.monitor.rollouts import Decoding
+from vtriune.monitor.files import DamagedRun
+from vtriune.monitor.rollouts import Decoding, read_columns
+from vtriune.monitor.runs import RowSplit
 from vtriune.types import FinishReason, Status, UserError
-from vtriune.watch.index import DECODINGS, FINISHES, STATUSES, FileRows, Snapshot
+from vtriune.watch.index import DECODINGS, FINISHES, STATUSES, FileRows, Snapshot, truths
 from vtriune.watch.listing import Stamp
 
 Sort = Literal["step", "-step", "reward", "-reward", "tokens", "-tokens"]
@@ -117,16 +117,20 @@ class _Cursor(BaseModel):
         return cursor
 
 
+Known = dict[int, tuple[Stamp, np.ndarray]]
+"""For the file of each step that has been searched, as it was then: (rows of the file,) bool, which hold the text."""
+
+
 class TextSearch:
     """Which rows hold which texts, as far as files have been read for it. May be used from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[tuple[Path, str], dict[Path, tuple[Stamp, np.ndarray]]] = {}
+        self._known: dict[tuple[Path, RowSplit, str], Known] = {}
 
-    def of(self, folder: Path, text: str) -> dict[Path, tuple[Stamp, np.ndarray]]:
-        """For each file that has been read, as it was then, (rows of the file,) bool; to be added to."""
-        key = folder, text
+    def of(self, folder: Path, split: RowSplit, text: str) -> Known:
+        """What is known of a text in a run; to be added to."""
+        key = folder, split, text
         with self._lock:
             known = self._known.pop(key) if key in self._known else {}
             self._known[key] = known  # the last now
@@ -135,12 +139,13 @@ class TextSearch:
             return known
 
 
-def find(snapshot: Snapshot, query: Query, known: dict[Path, tuple[Stamp, np.ndarray]]) -> Found:
+def find(snapshot: Snapshot, query: Query, known: Known) -> Found:
     """The page of `query`; `known` is `TextSearch.of` its text.
 
     Raises:
         UserError: the cursor is none.
     """
+    until = time.monotonic() + SEARCH_SECONDS
     candidates = np.flatnonzero(_mask(snapshot, query))
     cursor = _Cursor.read(query.cursor, query.sort) if query.cursor else None
     values = _values(snapshot.rows[candidates], query.sort)
@@ -155,7 +160,7 @@ def find(snapshot: Snapshot, query: Query, known: dict[Path, tuple[Stamp, np.nda
     else:
         order = rest[np.argsort(values, kind="stable")]
         states = _states(snapshot, known)
-        positions, examined = _search(snapshot, query, order, states, known)
+        positions, examined = _search(snapshot, query, order, states, known, until)
         of_candidates = states[candidates]
         searched = int(np.count_nonzero(of_candidates))
         of = len(candidates) + snapshot.total - len(snapshot.rows)
@@ -250,12 +255,12 @@ def _cursor_at(rows: np.ndarray, sort: Sort) -> _Cursor:
 # --- text -------------------------------------------------------------------------------------------------------------
 
 
-def _states(snapshot: Snapshot, known: Mapping[Path, tuple[Stamp, np.ndarray]]) -> np.ndarray:
+def _states(snapshot: Snapshot, known: Known) -> np.ndarray:
     """(N,) int8: whether each row is known to hold the text."""
     states = np.full(len(snapshot.rows), _UNKNOWN, np.int8)
-    for file in snapshot.files.values():
-        seen, holds = known.get(file.path, (None, None))
-        if holds is not None and seen == file.stamp:
+    for step, (seen, holds) in list(known.items()):
+        file = snapshot.files.get(step)
+        if file is not None and seen == file.stamp:
             _note(states, snapshot, file, holds)
     return states
 
@@ -270,7 +275,8 @@ def _search(
     query: Query,
     order: np.ndarray,
     states: np.ndarray,
-    known: dict[Path, tuple[Stamp, np.ndarray]],
+    known: Known,
+    until: float,
 ) -> tuple[list[int], int]:
     """Read files in the order in which they are needed, until the page is full or time is up.
 
@@ -278,7 +284,7 @@ def _search(
         The rows that hold the text, and how many of `order` have been looked at for them, all from its start.
     """
     found: list[int] = []
-    examined, began, read = 0, time.monotonic(), 0
+    examined, read = 0, 0
     while examined < len(order):
         chunk = order[examined : examined + _AT_A_TIME]
         unknown = np.flatnonzero(states[chunk] == _UNKNOWN)
@@ -291,11 +297,12 @@ def _search(
             break
         examined += len(seen)
         if len(unknown):
-            if read and time.monotonic() - began > SEARCH_SECONDS:
+            if read and time.monotonic() > until:
                 break
-            file = snapshot.files[int(snapshot.rows["step"][chunk[unknown[0]]])]
-            holds = rows_with(file.path, query.text or "", file.stop - file.start)
-            known[file.path] = file.stamp, holds
+            step = int(snapshot.rows["step"][chunk[unknown[0]]])
+            file = snapshot.files[step]
+            holds = rows_with(snapshot.path(step), query.text or "", file.stop - file.start)
+            known[step] = file.stamp, holds
             _note(states, snapshot, file, holds)
             read += 1
     return found, examined
@@ -305,19 +312,17 @@ def rows_with(path: Path, text: str, count: int) -> np.ndarray:
     """(count,) bool: which rows of a file hold `text`; none if it has been replaced or damaged since it was indexed."""
     holds = np.zeros(count, bool)
     try:
-        with pq.ParquetFile(path) as file:
-            # Prompts and gold are the same for a whole group.
-            table = file.read(columns=list(TEXT_COLUMNS))
-    except (pa.ArrowException, OSError):
+        table = read_columns(path, TEXT_COLUMNS)
+    except DamagedRun:
         return holds
     if len(table) != count:
         return holds
     for name in TEXT_COLUMNS:
         column = table.column(name).combine_chunks()
-        if name != "response":
+        if name == "response":
+            own = pc.match_substring(column, text, ignore_case=True)
+        else:  # the same for a whole group
             column = column.dictionary_encode()
             own = pc.match_substring(column.dictionary, text, ignore_case=True).take(column.indices)
-        else:
-            own = pc.match_substring(column, text, ignore_case=True)
-        holds |= own.fill_null(False).to_numpy(zero_copy_only=False)
+        holds[truths(own.is_valid())] |= truths(own.drop_null())
     return holds
