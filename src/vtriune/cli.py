@@ -336,6 +336,26 @@ def serve(
 
 
 @app.command()
+def watch(
+    root: Annotated[Path, typer.Argument(help="The folder that holds your runs, or one run.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than the loopback let everybody there look.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 7860,
+) -> None:
+    """Look at runs in a browser: figures of every source, alerts, and the very answers with their pictures.
+
+    Serves a page of this machine's own: nothing is loaded from elsewhere, nothing is changed. Ctrl-C ends it.
+
+    [bold]vtriune watch[/bold]
+    [bold]vtriune watch runs/demo --port 0[/bold]
+    """
+    from vtriune.watch.server import serve as run  # noqa: PLC0415
+
+    run(root, host=host, port=port, announce=lambda url: print(url, flush=True))
+
+
+@app.command()
 def verifiers(
     name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
     load: Load = None,

@@ -13,12 +13,13 @@ from rich.progress import Progress as Bars
 
 from vtriune.local.checkpoint import read_latest, write_checkpoint
 from vtriune.local.engine import LocalEngine
+from vtriune.monitor.alerts import Alerts
 from vtriune.monitor.evaluation import evaluation_figures, is_better, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.runs import rollout_file, watched
 from vtriune.monitor.store import RunStore, check_vacant
-from vtriune.monitor.table import before_after_table, plain, step_line
+from vtriune.monitor.table import alert_line, before_after_table, plain, step_line
 from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.recipe import Recipe
 from vtriune.session import (
@@ -62,11 +63,12 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             store = RunStore.resume(folder, step=first, threads=threads)
         else:
             store = new_store(folder, recipe, threads=threads, replace=replace)
+        alerts = watched(folder)
         tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first if resume else None))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         try:
             with store, Bars(*columns, console=console) as bars:
-                _Run(recipe, data, engine, judge, store, tracker, console, bars).go(first, fresh=not resume)
+                _Run(recipe, data, engine, judge, store, tracker, alerts, console, bars).go(first, fresh=not resume)
         finally:
             tracker.close()
 
@@ -79,6 +81,7 @@ class _Run:
     judge: Judge
     store: RunStore
     tracker: Unfailing
+    alerts: Alerts
     console: Console
     bars: Bars
 
@@ -101,7 +104,11 @@ class _Run:
                 figures, waited = self.step(done - 1)
                 self.bars.update(bar, completed=done)
                 left = (time.monotonic() - began) / (done - first) * (total - done)
-                self.console.print(step_line(done, total, figures, left, waited))
+                changes = self.alerts.update(done, figures)
+                self.console.print(step_line(done, total, figures, left, waited, self.alerts.open))
+                for alert in changes:
+                    self.store.alert(done, alert)
+                    self.console.print(alert_line(alert), soft_wrap=True)
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
                 stopping = (asked_to_stop() or self.engine.learner.stuck) and done < total

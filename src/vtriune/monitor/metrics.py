@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vtriune.monitor.reflection import reflects
@@ -16,6 +16,14 @@ from vtriune.types import FinishReason, JudgedGroup, Rollout, Status, UserError,
 
 ALL = "all"
 """What stands in a figure's key in place of a source when it is taken over the whole step."""
+TASK = "task:"
+"""Begins what stands there when it is taken over all sources of a task."""
+
+
+def sources_of(metrics: Mapping[str, float]) -> list[str]:
+    """The data sources that a row has figures of, sorted: those with a count of rollouts."""
+    names = {key.removesuffix("/rollouts") for key in metrics if key.endswith("/rollouts")}
+    return sorted(name for name in names if name != ALL and not name.startswith(TASK))
 
 
 class _Answer(NamedTuple):

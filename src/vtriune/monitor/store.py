@@ -7,7 +7,9 @@
     rollouts/         step-000012.parquet, eval-000012.parquet: every answer with its verdict (columns: rollouts.py)
     quarantine.jsonl  samples that were set aside during training, each with the reason
     skipped.jsonl     optimizer steps that were not taken, each with the ids of its samples and the reason
+    alerts.jsonl      a line when an alert begins (`until` null) and one when it ends; `step` is when it was written
     summary.json      what a finished run reached
+    history.bin       the figures of metrics.jsonl by column, for drawing; derived, may be deleted (history.py)
 
 `step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
 All but `timing` (seconds, tokens/s) is equal in an uninterrupted run and a resumed one. Checkpoints are the engine's.
@@ -22,6 +24,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +32,10 @@ from typing import Any, BinaryIO, Literal, Self
 
 import yaml
 
+from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import Summary
 from vtriune.monitor.files import append_row, cut_rows, lock_folder, replacing, valid_text, write_json
+from vtriune.monitor.history import History
 from vtriune.monitor.rollouts import Decoding, write_rollouts
 from vtriune.monitor.runs import (
     SPLITS,
@@ -49,7 +54,7 @@ from vtriune.monitor.runs import (
 from vtriune.monitor.versions import versions
 from vtriune.types import JudgedGroup, Progress, UserError
 
-ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl")
+ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl", "alerts.jsonl")
 """The files of JSON lines, each with a `step`."""
 
 _log = logging.getLogger(__name__)
@@ -69,6 +74,7 @@ class RunStore:
         last = next(latest_rows(folder), None)
         self._elapsed_before = last["timing"].get("elapsed_s", 0.0) if last else 0.0
         self._last_step = {split: next((row["step"] for row in latest_rows(folder, split)), -1) for split in SPLITS}
+        self._history = History.writing(folder)
         self._since = time.monotonic()
 
     @classmethod
@@ -97,7 +103,8 @@ class RunStore:
         """
         run = read_run_file(folder)
         lock = lock_folder(folder)
-        (folder / "skipped.jsonl").touch()  # older runs have none
+        for name in ("skipped.jsonl", "alerts.jsonl"):  # older runs have none
+            (folder / name).touch()
         truncate_to(folder, step)
         then, now = read_json(folder / "versions.json"), versions(threads)
         changed = {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
@@ -125,6 +132,7 @@ class RunStore:
             elif self._run.state != "finished":
                 self._record("stopped")
         finally:
+            self._history.close()
             self._lock.close()
 
     @property
@@ -152,6 +160,7 @@ class RunStore:
         if len(row["metrics"]) < len(values):
             row["not_finite"] = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
         append_row(self.folder / "metrics.jsonl", row)
+        self._history.extend()
         self._last_step[split] = step
 
     def write_rollouts(self, step: int, groups: Sequence[JudgedGroup], progress: Progress) -> None:
@@ -174,6 +183,11 @@ class RunStore:
         append_row(
             self.folder / "skipped.jsonl", {"step": step, "samples": list(samples), "reason": valid_text(reason)}
         )
+
+    def alert(self, step: int, alert: Alert) -> None:
+        """Note at step `step` that an alert has begun, or ended."""
+        row = {"step": step, **asdict(alert), "source": valid_text(alert.source)}
+        append_row(self.folder / "alerts.jsonl", row)
 
     def finish(self, summary: Summary) -> None:
         """Store what the run reached and call it finished."""

@@ -166,7 +166,7 @@ class Detection:
         eps = context.threshold
         if eps is None:
             raise Unscorable("detection needs a threshold eps, and the context has none")
-        answer = _read_answer(response, params, context)
+        answer = read_answer(response, params, context)
         predicted = answer.boxes
         pairs = overlaps(predicted, gold)
         thresholds = sorted({0.0, eps, *_REPORTED})
@@ -190,7 +190,7 @@ class Detection:
         return Outcome(accuracy, layout, correct=report["f1"] == 1, report=report, reason=reason)
 
 
-def _read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
+def read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
     """The answered boxes in gold's space."""
     official = context.preset == "official_code"
     answer = read_boxes_as_released(response) if official else _plain_labels(read_boxes(judged_text(response)))

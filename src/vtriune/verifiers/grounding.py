@@ -89,11 +89,10 @@ class Grounding:
         eps = context.threshold
         if eps is None:
             raise Unscorable("grounding needs a threshold eps, and the context has none")
-        boxes = _different_boxes(judged_text(response))
-        corners = moved(corners_of(boxes), params.answer_space, params.gold_space, context.image_sizes)
+        boxes = answered_boxes(response, params, context)
         accuracy, overlap, generalised = 0.0, 0.0, -1.0
         if len(boxes) == 1:
-            box = Box("", *corners[0].tolist())
+            box = boxes[0]
             overlap = iou(box, gold)
             generalised = giou(box, gold)
             if params.value == "acc":
@@ -107,6 +106,17 @@ class Grounding:
             few = "no box found in the answer" if not boxes else "several boxes in the answer"
             reason = f"IoU {overlap:.3g} is worth nothing" if len(boxes) == 1 else few
         return Outcome(accuracy, tag_score(response), correct=overlap >= 0.5, report=report, reason=reason)
+
+
+def answered_boxes(response: str, params: GroundingParams, context: Context) -> list[Box]:
+    """The different boxes of the answer in gold's space; only one alone is judged.
+
+    Raises:
+        Unscorable: the picture's size is needed and missing.
+    """
+    boxes = _different_boxes(judged_text(response))
+    corners = moved(corners_of(boxes), params.answer_space, params.gold_space, context.image_sizes)
+    return [Box("", *own) for own in corners.tolist()]
 
 
 def _different_boxes(text: str) -> list[Box]:
