@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vtriune.curate.puzzlevqa import main
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.update import Lesson
+from vtriune.monitor.trackers.base import PACKAGES, TrackingConfig
 from vtriune.recipe import Recipe, load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
 from vtriune.train import train
@@ -697,3 +699,50 @@ def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(tmp_path: Path, start
         assert f"puzzlevqa/{'reward' if row['split'] == 'train' else 'score'}" in row["metrics"]
     assert json.loads((run / "summary.json").read_text())["sources"]["puzzlevqa"]["task"] == "puzzle"
     assert (run / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_a_tracker_that_fails_ends_no_training_and_its_failures_are_counted_at_the_end(
+    dots: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").write_text("a file stands where TensorBoard's folder should be")
+    train(dots(), run, Console(quiet=True))
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    rows = len(metrics(run))
+    said = f"tensorboard failed {rows} times in this run; metrics.jsonl in its folder has all figures"
+    assert [record.getMessage() for record in caplog.records if "tensorboard failed" in record.getMessage()] == [
+        "tensorboard failed, training goes on; later failures are only counted",
+        said,
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_anything_is_read_or_written(
+    dots: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    absent = next((name for name in PACKAGES if find_spec(name) is None), None)
+    if absent is None:
+        pytest.skip("all trackers are installed here")
+    recipe = dots().model_copy(update={"tracking": TrackingConfig.model_validate({"with": [absent]})})
+    with pytest.raises(UserError, match=rf"tracking\.with: {absent} is not installed"):
+        train(recipe, tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_training_goes_on_with_its_run_of_wandb(
+    dots: Callable[..., Recipe], poisoned: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = dots(max_skipped_in_a_row=3).model_copy(
+        update={"tracking": TrackingConfig.model_validate({"with": ["wandb"]})}
+    )
+    poisoned(first=3, count=100)
+    with pytest.raises(UserError, match="stopped after step 3"):
+        train(recipe, tmp_path / "run", Console(quiet=True))
+    poisoned(first=0, count=0)
+    resolved = load_recipe(tmp_path / "run" / "recipe.yaml")
+    train(resolved, tmp_path / "run", Console(quiet=True), resume=True)
+    run_id = json.loads((tmp_path / "run" / "run.json").read_text())["id"]
+    stored = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")]
+    assert stored == [f"run-{run_id}.wandb"] * 2

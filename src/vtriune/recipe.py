@@ -16,6 +16,7 @@ from vtriune.local.model import ModelConfig
 from vtriune.local.parts import PARTS
 from vtriune.local.rollout import RolloutConfig
 from vtriune.local.update import UpdateConfig
+from vtriune.monitor.trackers.base import TrackingConfig
 from vtriune.types import Preset, UserError
 
 
@@ -114,6 +115,7 @@ class Recipe(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -229,4 +231,4 @@ def _known_keys(location: Sequence[int | str]) -> list[str]:
             annotation = model.model_fields[part].annotation
             inner = getattr(annotation, "__args__", (annotation,))
             model = next(kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -50,7 +50,7 @@ RUN_FILES = (
     ".lock",
     "run.json",
 )
-RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard")
+RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard", "wandb")
 """All that a run folder holds: what `--replace` deletes."""
 
 

@@ -20,7 +20,7 @@ from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import rollout_file, watched
 from vtriune.monitor.store import RunStore, check_vacant
 from vtriune.monitor.table import alert_line, before_after_table, plain, step_line
-from vtriune.monitor.tensorboard import TensorBoard, Unfailing
+from vtriune.monitor.trackers.base import Trackers, check_installed, open_trackers
 from vtriune.recipe import Recipe
 from vtriune.session import (
     Interrupted,
@@ -46,6 +46,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     """
     if not resume and not replace:
         check_vacant(folder)  # before minutes are spent on reading data
+    check_installed(recipe.tracking)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     threads = torch.get_num_threads()
@@ -64,13 +65,11 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         else:
             store = new_store(folder, recipe, threads=threads, replace=replace)
         alerts = watched(folder)
-        tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first if resume else None))
+        resolved, resumed_at = recipe.model_dump(mode="json"), first if resume else None
+        trackers = open_trackers(recipe.tracking, folder, store.run_id, resolved, resumed_at=resumed_at)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        try:
-            with store, Bars(*columns, console=console) as bars:
-                _Run(recipe, data, engine, judge, store, tracker, alerts, console, bars).go(first, fresh=not resume)
-        finally:
-            tracker.close()
+        with trackers, store, Bars(*columns, console=console) as bars:
+            _Run(recipe, data, engine, judge, store, trackers, alerts, console, bars).go(first, fresh=not resume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +79,7 @@ class _Run:
     engine: LocalEngine
     judge: Judge
     store: RunStore
-    tracker: Unfailing
+    trackers: Trackers
     alerts: Alerts
     console: Console
     bars: Bars
@@ -143,7 +142,7 @@ class _Run:
         }
         self.store.write_rollouts(step + 1, judged, progress)
         self.store.log(step + 1, "train", figures, timing)
-        self.tracker.write(step + 1, "train", figures)
+        self.trackers.write(step + 1, "train", figures)
         return figures, waited
 
     def stuck(self, done: int) -> str:
@@ -177,7 +176,7 @@ class _Run:
         figures = evaluation_figures(answers.scores)
         self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
         self.store.log(done, "eval", figures)
-        self.tracker.write(done, "eval", figures)
+        self.trackers.write(done, "eval", figures)
         if done == 0 and not answers.scores.sampled:
             raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")
 

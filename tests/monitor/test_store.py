@@ -135,6 +135,15 @@ def test_truncation_leaves_everything_up_to_the_step_and_nothing_after(tmp_path:
     assert not (tmp_path / "summary.json").exists()
 
 
+def test_a_run_keeps_its_id_when_it_is_resumed_and_no_two_runs_share_one(tmp_path: Path) -> None:
+    with create(tmp_path / "a") as store:
+        first = store.run_id
+    with RunStore.resume(tmp_path / "a", step=0, threads=1) as store:
+        assert store.run_id == first == json.loads((tmp_path / "a" / "run.json").read_text())["id"]
+    with create(tmp_path / "b") as store:
+        assert store.run_id != first
+
+
 def test_timing_adds_up_over_sessions(tmp_path: Path, judged: Judged) -> None:
     with create(tmp_path) as store:
         train(store, range(1, 3), judged)

@@ -12,10 +12,11 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
+from uuid import uuid4
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vtriune.monitor.alerts import Alert, Alerts
 from vtriune.monitor.files import DamagedRun, is_locked, read_rows, read_rows_backward
@@ -68,6 +69,8 @@ class RunFile(BaseModel):
     """run.json."""
 
     model_config = ConfigDict(extra="forbid")
+    id: str = Field(default_factory=lambda: uuid4().hex[:12])
+    """By which trackers know the run again when it is resumed; it never changes."""
     total_steps: int
     state: Literal["running", "stopped", "failed", "finished"] = "running"
     error: str = ""

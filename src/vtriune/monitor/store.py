@@ -136,6 +136,11 @@ class RunStore:
             self._lock.close()
 
     @property
+    def run_id(self) -> str:
+        """By which others know the run again; it stays the same when the run is resumed."""
+        return self._run.id
+
+    @property
     def elapsed(self) -> float:
         """Seconds spent on this run so far, earlier sessions included as far as their last row."""
         return self._elapsed_before + time.monotonic() - self._since
