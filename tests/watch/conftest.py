@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Route, sync_playwright
-
 from tests.watch.worlds import Writer
+
 from vtriune.playground.dataset import write_playground
 from vtriune.reward.pool import JudgePool
 
