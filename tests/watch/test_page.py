@@ -13,9 +13,9 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Locator, Page, expect
-
 from tests.watch.conftest import HOSTILE
 from tests.watch.worlds import ANSWERS, Watch, Writer, watching
+
 from vtriune.monitor.evaluation import gain, on_shared_prompts
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import read_metrics
@@ -356,9 +356,7 @@ def test_a_group_shows_its_picture_with_what_was_asked_and_what_was_answered(
     assert sideways(page) == 0
 
 
-def test_a_picture_that_is_gone_says_so_in_its_place(
-    page: Page, world: Path, judge: JudgePool, tmp_path: Path
-) -> None:
+def test_a_picture_that_is_gone_says_so_in_its_place(page: Page, world: Path, judge: JudgePool, tmp_path: Path) -> None:
     shutil.copytree(world / "playground", tmp_path / "data")
     with Writer(tmp_path / "run", tmp_path / "data", judge) as writer:
         writer.step(1)
