@@ -356,6 +356,30 @@ def watch(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The file to write; default: RUN-report.html in this folder.")
+    ] = None,
+) -> None:
+    """Write a run as one HTML file to send to a colleague: tables, curves, and examples with their pictures.
+
+    It opens in any browser without a server or a network. Pictures and answers are inside: send it only to those who
+    may see the data.
+
+    [bold]vtriune report runs/demo[/bold]
+    [bold]vtriune report runs/demo demo.html[/bold]
+    """
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+    from vtriune.watch.report import write_report  # noqa: PLC0415
+
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder of a run, e.g. runs/demo")
+    written = write_report(run, out or Path(f"{run.resolve().name}-report.html"))
+    _console().print(plain(written), soft_wrap=True)
+
+
+@app.command()
 def verifiers(
     name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
     load: Load = None,

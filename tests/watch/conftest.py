@@ -32,7 +32,7 @@ HOSTILE = (
 """Answers that a page must show and nothing more."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright's event loop would be in the way of other modules' own
 def browser() -> Iterator[Browser]:
     """Debian's chromium; skipped where there is none, unless VTRIUNE_BROWSER_TESTS=1 says that there must be."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -141,13 +141,8 @@ class Writer:
     def _answer(self, sample: Sample, skill: float) -> str:
         gold = sample.reward.gold
         if self.rng.random() > skill:  # the last number is off by a few
-            gold = re.sub(
-                r"\d+(?!.*\d)",
-                lambda found: str(int(found.group()) + self.rng.randint(1, 9)),
-                gold,
-                count=1,
-                flags=re.S,
-            )
+            last = r"\d+(?!.*\d)"
+            gold = re.sub(last, lambda found: str(int(found[0]) + self.rng.randint(1, 9)), gold, count=1, flags=re.S)
         if sample.reward.verifier != "detection":
             gold = f"<answer>{gold}</answer>"
         return f"<think>I look at the picture, then I count again.</think>\n{gold}"

@@ -157,7 +157,7 @@ function paint(node, data) {
   const plot = node.querySelector(".plot");
   const last = (series) => series.mean.findLast((value) => value !== null) ?? null;
   const told = node.series.map((one) => `${one.run}: ${number(one.mean.find((value) => value !== null))} → ${number(last(one))}`);
-  plot.setAttribute("aria-label", `${node.dataset.figure}, ${node.dataset.split}. ${told.join(", ")}. Arrow keys move along the curve, Enter opens the rollouts.`);
+  plot.setAttribute("aria-label", `${node.dataset.figure}, ${node.dataset.split}. ${told.join(", ")}. Arrow keys move along the curve${baked ? "" : ", Enter opens the rollouts"}.`);
   const readout = ([step, values]) => {
     const told = node.querySelector(".readout");
     told.dataset.step = step === null ? "" : `step ${step}`;
