@@ -402,6 +402,42 @@ def verifiers(
         _console().print(describe.verifiers_table(shown) if name is None else describe.verifier_page(name))
 
 
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    figure: Annotated[str, typer.Argument(help="fig6, fig7b, fig7c or fig13; see below.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The .svg or .png to write; default: <run>-<figure>.svg.", show_default=False)
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+    other: Annotated[list[Path] | None, typer.Option("--run", help="Another run beside it; may be repeated.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="fig7c: only this step; may be repeated.")] = None,
+) -> None:
+    """Draw one of the paper's figures about monitoring from a run.
+
+    [bold]fig6[/bold]: accuracy reward of detection and grounding sources over training, with eps of Dynamic IoU; the
+    share of answered boxes that reach IoU 0.50, 0.75, 0.95 and 0.99. --run: runs with other schedules.
+
+    [bold]fig7b[/bold]: norm of the whole gradient over training, and of each part's. --run: runs that train others.
+
+    [bold]fig7c[/bold]: norm of each layer's gradient, mean over the steps or at each --step, from the last layer to the
+    first, with the ratio of first to last.
+
+    [bold]fig13[/bold]: per source over training: reward, response length (all, correct, incorrect answers), share of
+    answers with a reflection word, share of correct ones among these, share of answers cut at the token limit.
+
+    [bold]vtriune plot runs/demo fig13 --source math --source detection[/bold]
+    [bold]vtriune plot runs/joint fig7b fig7b.png --run runs/language_only[/bold]
+    """
+    from vtriune.monitor.plots import plot as draw  # noqa: PLC0415
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+    from vtriune.verifiers.registry import eps  # noqa: PLC0415
+
+    out = out or Path(f"{run.resolve().name}-{figure}.svg")
+    draw(figure, [run, *(other or ())], out, sources=source or (), steps=step or (), eps=eps)
+    _console().print(plain(f"{out}: {figure} of {run}"), soft_wrap=True)
+
+
 @runs_app.command("list")
 def runs_list(root: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = Path("runs")) -> None:
     """List all runs below a folder, the latest first."""
