@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtriune.monitor.metrics import source_metrics
-from vtriune.monitor.reflection import reflects
+from vtriune.monitor.reflection import words_in
 from vtriune.types import FinishReason, JudgedGroup, Status, UserError, Verdict
 
 Judged = Callable[..., JudgedGroup]
@@ -76,8 +76,8 @@ def plain_figures(groups: list[JudgedGroup]) -> dict[str, float]:
         "length_correct": [len(r.token_ids) for r, v in scored if v.correct],
         "length_incorrect": [len(r.token_ids) for r, v in scored if not v.correct],
         "truncated": [float(r.finish == FinishReason.LENGTH) for r, _ in pairs],
-        "reflection": [float(reflects(r.text)) for r, _ in pairs],
-        "reflection_correct": [float(v.correct or 0) for r, v in scored if reflects(r.text)],
+        "reflection": [float(bool(words_in(r.text))) for r, _ in pairs],
+        "reflection_correct": [float(v.correct or 0) for r, v in scored if words_in(r.text)],
         "unscorable": [float(v.status == "unscorable") for _, v in pairs],
         "failed": [float(v.status == "failed") for _, v in pairs],
         "zero_with_reason": [float(v.reason != "") for _, v in scored if v.reward == 0],
