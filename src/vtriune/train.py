@@ -125,19 +125,23 @@ class _Run:
         judged, waited = batch.judged, batch.waited
         judged_at = time.monotonic()
         learned = self.engine.update(batch.lessons, step, recipe.steps)
+        updated_at = time.monotonic()
         for skipped in self.engine.learner.skipped:
             self.store.skip(step + 1, skipped.samples, skipped.reason)
             said = f"step {step + 1}: an optimizer step was skipped ({skipped.reason}), see skipped.jsonl"
             self.console.print(plain(said), style="yellow", soft_wrap=True)
-        figures = source_metrics(judged) | {
+        figures = source_metrics(judged, self.data.shared_tasks) | {
             name if "/" in name else f"all/{name}": value for name, value in learned.items()
         }
+        tokens = sum(len(rollout.token_ids) for one in judged for rollout in one.group.rollouts)
         timing = {
             "rollout_s": judged_at - began - waited,
+            "tokens_per_s": tokens / (judged_at - began - waited),
             "reward_wait_s": waited,
-            "update_s": time.monotonic() - judged_at,
+            "update_s": updated_at - judged_at,
         }
         self.store.write_rollouts(step + 1, judged, progress)
+        timing["step_s"] = time.monotonic() - began
         self.log(step + 1, "train", figures, timing)
         return figures, waited
 
@@ -169,7 +173,7 @@ class _Run:
         for sample, reason in bad:
             self.data.remove_test(sample.id)
             self.set_aside(done, sample.id, reason)
-        figures = evaluation_figures(answers.scores)
+        figures = source_metrics(answers.sampled, self.data.shared_tasks) | evaluation_figures(answers.scores)
         self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
         self.log(done, "eval", figures)
         if done == 0 and not answers.scores.sampled:

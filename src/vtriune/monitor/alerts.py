@@ -298,7 +298,7 @@ class _NoSpread:
         self.groups.append(_Seen(step, groups))
         count = sum(seen.value for seen in self.groups)
         if len(self.groups) < WINDOW or count < SPREADLESS_GROUPS:
-            return _WELL
+            return None  # neither well nor long enough
         said = f"all {count:.0f} groups of {WINDOW} steps had equal rewards, {reward:.3g} on average in the last one"
         return _Finding(self.groups[0].step, said)
 
