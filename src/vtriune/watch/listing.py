@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from vtriune.monitor.files import is_locked, valid_text
+from vtriune.monitor.files import DamagedRun, is_locked, valid_text
 from vtriune.monitor.runs import RunInfo, RunState, inspect, read_alerts
 from vtriune.types import UserError
 from vtriune.watch.root import Root
@@ -50,19 +50,27 @@ class Listing:
             if known and known[0] == seen:
                 return known[1]
             self._root.run(name)  # raises where a file leads out of the root
-            row = _row(inspect(folder, name), sum(alert.until is None for alert in read_alerts(folder)))
+            row = _row(inspect(folder, name), *_open_alerts(folder))
         except (OSError, UserError) as fault:
-            return _row(RunInfo(name, RunState.DAMAGED, str(fault)), 0)
+            return _row(RunInfo(name, RunState.DAMAGED, str(fault)))
         with self._lock:
             self._known[folder] = seen, row
         return row
 
 
-def _row(info: RunInfo, alerts: int) -> dict[str, Any]:
+def _open_alerts(folder: Path) -> tuple[int, str]:
+    """How many alerts last, and why that can't be told. Figures are worth being looked at without it."""
+    try:
+        return sum(alert.until is None for alert in read_alerts(folder)), ""
+    except DamagedRun as fault:
+        return 0, str(fault)
+
+
+def _row(info: RunInfo, alerts: int = 0, problem: str = "") -> dict[str, Any]:
     return {
         "name": info.name,
         "state": info.state,
-        "problem": valid_text(info.problem),
+        "problem": valid_text(info.problem or problem),
         "started": info.started.isoformat() if info.started else None,
         "step": info.step,
         "total_steps": info.total_steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ def serve(root: Path, *, host: str = LOOPBACK, port: int, announce: Callable[[st
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, and then raises it once more
     announce(f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

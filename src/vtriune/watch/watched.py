@@ -28,6 +28,9 @@ ANSWERS = 64
 PATIENCE = 0.3
 """Seconds that a request reads on in metrics.jsonl; what is left is read in the background."""
 
+SLICE = 0.1
+"""Seconds that the background reads before requests have their turn."""
+
 
 class Watched:
     """A run's history and the answers computed from it. `lock` is held by whoever uses either."""
@@ -53,13 +56,18 @@ class Watched:
         if self._history is None or (seen != self._seen and not self._history.holds()):
             self._history = History.reading(self.folder)
             self._answers.clear()
-        if seen != self._seen and not (self._reading and self._reading.is_alive()):
+        if seen != self._seen and not self.is_reading:
             if self._history.extend(PATIENCE):
                 self._seen = seen
             else:
                 self._reading = threading.Thread(target=self._read_on, args=(self._history,), daemon=True)
                 self._reading.start()
         return self._history
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the background still reads."""
+        return self._reading is not None and self._reading.is_alive()
 
     def once(self, question: Hashable, state: object, compute: Callable[[], T]) -> T:
         """The answer to `question`, computed anew if `state` is not that of the last time."""
@@ -77,7 +85,7 @@ class Watched:
         try:
             while True:
                 with self.lock:
-                    if history is not self._history or history.extend(PATIENCE):
+                    if history is not self._history or history.extend(SLICE):
                         return
                 time.sleep(0.02)
         except (OSError, DamagedRun) as fault:  # the next request meets it too, and says it
