@@ -154,7 +154,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert names[0] == names[1]
     for name in names[0]:
         assert pq.read_table(one / "rollouts" / name).equals(pq.read_table(other / "rollouts" / name)), name
-    assert (one / "quarantine.jsonl").read_bytes() == (other / "quarantine.jsonl").read_bytes()
+    for name in ("quarantine.jsonl", "alerts.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
     last = f"checkpoints/step-{STEPS:06d}"
     assert (one / last / "model.safetensors").read_bytes() == (other / last / "model.safetensors").read_bytes()
     assert (one / last / "state.json").read_bytes() == (other / last / "state.json").read_bytes()

@@ -130,6 +130,19 @@ def test_a_verdict_that_differs_in_its_last_bit_is_named_with_both_values(
         assert repr(one.fields) == repr(differs)  # -0.0 is not 0.0
 
 
+def test_figures_that_are_reported_only_now_are_named_and_those_in_the_log_still_must_agree(
+    run: Path, again: Again
+) -> None:
+    path = rollout_file(run, "train", 1)
+    old = orjson.loads(pq.read_table(path).to_pylist()[1]["report"])
+    rewrite(path, 1, report=orjson.dumps({name: old[name] for name in old if name != "map"}).decode())
+    result = again()
+    assert (result.agree, result.disagree, result.new_figures) == (20, 0, {"map"})
+    rewrite(path, 1, report=orjson.dumps({"f1": old["f1"], "gone": 1.0}).decode())
+    result = again()
+    assert (result.disagree, set(result.first[0].fields)) == (1, {"report"})
+
+
 def test_a_changed_threshold_moves_exactly_the_figures_that_follow_from_it(again: Again) -> None:
     effects = again("verifier_parm.iou_threshold=0.9").effects
     boxes = effects["train", "boxes"]

@@ -128,8 +128,7 @@ def watched(folder: Path) -> Alerts:
     """
     alerts = Alerts()
     for row in read_metrics(folder):
-        if row["split"] == "train":
-            alerts.update(row["step"], row["metrics"])
+        alerts.update(row["step"], row["split"], row["metrics"])
     return alerts
 
 

@@ -157,6 +157,8 @@ class Rejudged:
     """The first SHOWN that disagree."""
     failed: int = 0
     """Stored as failed: they have no verdict to agree with."""
+    new_figures: set[str] = field(default_factory=set)
+    """Figures that verifiers report now, and did not when the run was made."""
     effects: dict[tuple[RowSplit, str], Effect] = field(default_factory=dict)
     """By split and source, and of all sources together as `all`."""
 
@@ -334,6 +336,10 @@ def _compare(result: Rejudged, path: Path, row: Row, verdict: Verdict) -> None:
         return
     stored = _figures(row)
     now = _figures({name: getattr(verdict, name) for name in stored})
+    if verdict.status == row["status"]:
+        new = now["report"].keys() - stored["report"].keys()
+        result.new_figures |= new
+        now["report"] = {name: value for name, value in now["report"].items() if name not in new}
     # repr tells apart what == does not: -0.0 from 0.0.
     fields = {name: (stored[name], now[name]) for name in stored if repr(stored[name]) != repr(now[name])}
     result.agree += not fields

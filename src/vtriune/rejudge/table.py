@@ -26,6 +26,8 @@ def agreement(result: Rejudged) -> RenderableType:
     lines = [Text(f"{result.agree:,} of {compared:,} verdicts agree with the log to the last bit", style)]
     if result.failed:
         lines.append(Text(f"{result.failed:,} more are stored as failed, and so have nothing to agree with", "yellow"))
+    if result.new_figures:
+        lines.append(plain(f"reported now and not in the log: {', '.join(sorted(result.new_figures))}", "dim"))
     for one in result.first:
         lines += _described(one)
     if result.disagree > len(result.first):
@@ -102,6 +104,7 @@ def as_json(result: Rejudged, *, changed: bool) -> dict[str, Any]:
             "agree": result.agree,
             "disagree": result.disagree,
             "stored_as_failed": result.failed,
+            "new_figures": sorted(result.new_figures),
             "first": [{"where": one.where, "fields": one.fields} for one in result.first],
         }
     return {
