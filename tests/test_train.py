@@ -344,6 +344,12 @@ def test_every_stored_verdict_follows_from_what_is_stored_beside_it(whole: Path)
     assert len(seen) == 8
 
 
+def test_a_trained_run_judged_again_agrees_with_its_log_to_the_last_bit(whole: Path, vtriune: Vtriune) -> None:
+    stored = sum(pq.read_metadata(path).num_rows for path in (whole / "rollouts").iterdir())
+    done = vtriune("rejudge", whole)
+    assert (done.returncode, done.stdout) == (0, f"{stored} of {stored} verdicts agree with the log to the last bit\n")
+
+
 def test_training_changes_the_language_model_only(whole: Path, taught_model: Path) -> None:
     before = load_file(taught_model / "model.safetensors")
     after = load_file(whole / f"checkpoints/step-{STEPS:06d}" / "model.safetensors")
