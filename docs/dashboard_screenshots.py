@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import quote
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
 import typer
@@ -27,12 +27,24 @@ COLORS = 255
 
 
 def pictured_group(url: str, run: str) -> str:
-    """Address of a late group of `detection` whose answers differ, where the run has that source."""
-    query = f"run={quote(run)}&source=detection&correct=true&sort=-step&limit=200"
-    with urlopen(f"{url}/api/rollouts?{query}") as reply:
-        rows = json.load(reply)["rows"]
-    row = max(rows, key=lambda one: abs(one["advantage"]))
-    return f"/#/group/{quote(run)}/train/sampled/{row['step']}/{row['group']}"
+    """Address of a late group of `detection` with several boxes of gold, whose answers overlap them more or less."""
+
+    def ask(path: str, **query: str | int) -> dict[str, Any]:
+        with urlopen(f"{url}/api/{path}?{urlencode({'run': run, **query})}") as reply:
+            answer: dict[str, Any] = json.load(reply)
+            return answer
+
+    rows = ask("rollouts", source="detection", sort="-step", limit=200)["rows"]
+    places = sorted({(row["step"], row["group"]) for row in rows}, reverse=True)
+    groups = [ask("group", split="train", decoding="sampled", step=step, group=group) for step, group in places]
+
+    def interest(group: dict[str, Any]) -> tuple[int, int]:
+        overlaps = {shape["iou"] for answer in group["answers"] for shape in answer["shapes"]}
+        return min(2, len(group["gold_shapes"])), len(overlaps)
+
+    best = max(groups, key=interest)
+    answer = max(best["answers"], key=lambda one: sum(0 < (shape["iou"] or 0) < 1 for shape in one["shapes"]))
+    return f"/#/group/{quote(run)}/train/sampled/{best['step']}/{best['group']}?answer={answer['answer']}"
 
 
 def save(page: Page, path: Path) -> None:
@@ -68,6 +80,7 @@ def main(
         for name, (address, sign) in views.items():
             page.goto(url + address)
             page.locator(sign).wait_for()
+            page.wait_for_function("[...document.images].every((one) => one.complete && one.naturalWidth)")
             page.wait_for_load_state("networkidle")
             save(page, out / f"dashboard_{name}.png")
         server.terminate()
