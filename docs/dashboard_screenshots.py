@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import typer
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 COLORS = 255
@@ -53,6 +53,26 @@ def save(page: Page, path: Path) -> None:
         shown.convert("RGB").quantize(COLORS).save(path, optimize=True)
 
 
+def draw(page: Page, url: str, run: str, out: Path) -> None:
+    """Draw every view of the dashboard at `url`."""
+    page.goto(f"{url}/#/rollouts/{quote(run)}")  # begins to read the rollouts
+    page.get_by_text("next page").wait_for()
+    views = {
+        "runs": ("/#/", "table.runs"),
+        "grid": (f"/#/run/{quote(run)}", "table.grid"),
+        "source": (f"/#/source/{quote(run)}/detection", "figure[data-figure=entropy] canvas"),
+        "rollouts": (f"/#/rollouts/{quote(run)}?source=detection&sort=-reward", "table.rollouts"),
+        "group": (pictured_group(url, run), ".picture img"),
+    }
+    for name, (address, sign) in views.items():
+        page.goto(url + address)
+        page.locator(sign).wait_for()
+        for image in page.locator("img").all():
+            expect(image).to_have_js_property("complete", True)
+        page.wait_for_load_state("networkidle")
+        save(page, out / f"dashboard_{name}.png")
+
+
 def main(
     runs: Annotated[Path, typer.Argument(help="A folder of runs.")],
     run: Annotated[str, typer.Argument(help="The run in it to open.")],
@@ -64,26 +84,13 @@ def main(
         raise SystemExit("no chromium: apt-get install chromium")
     command = [sys.executable, "-m", "vtriune.cli", "watch", str(runs), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
-        assert server.stdout
-        url = server.stdout.readline().strip()
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
-        page.goto(f"{url}/#/rollouts/{quote(run)}")  # begins to read the rollouts
-        page.get_by_text("next page").wait_for()
-        views = {
-            "runs": ("/#/", "table.runs"),
-            "grid": (f"/#/run/{quote(run)}", "table.grid"),
-            "source": (f"/#/source/{quote(run)}/detection", "figure[data-figure=entropy] canvas"),
-            "rollouts": (f"/#/rollouts/{quote(run)}?source=detection&sort=-reward", "table.rollouts"),
-            "group": (pictured_group(url, run), ".picture img"),
-        }
-        for name, (address, sign) in views.items():
-            page.goto(url + address)
-            page.locator(sign).wait_for()
-            page.wait_for_function("[...document.images].every((one) => one.complete && one.naturalWidth)")
-            page.wait_for_load_state("networkidle")
-            save(page, out / f"dashboard_{name}.png")
-        server.terminate()
+        try:
+            assert server.stdout
+            browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+            draw(page, server.stdout.readline().strip(), run, out)
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

@@ -317,7 +317,7 @@ def test_a_group_shows_its_picture_with_what_was_asked_and_what_was_answered(
     page.goto(f"{watch.url}/#/group/first/train/sampled/4/{group}")
     picture = page.locator(".picture img")
     expect(picture).to_be_visible()
-    page.wait_for_function("document.querySelector('.picture img').naturalWidth === 112")
+    expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
     gold = len(re.findall("bbox_2d", answers[0]["gold"]))
     expect(page.locator(".picture g.gold rect").filter(visible=True)).to_have_count(gold)
     expect(page.get_by_label("Gold", exact=True)).to_have_text(answers[0]["gold"])
@@ -397,7 +397,7 @@ def test_a_run_with_a_hostile_name_is_listed_and_opened(page: Page, world: Path,
         page.get_by_role("link", name="Rollouts").click()
         page.locator("table.rollouts a.item").first.click()
         expect(page.locator(".picture img")).to_be_visible()
-        page.wait_for_function("document.querySelector('.picture img').naturalWidth > 0")
+        expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
         assert quote(name, safe="!'()*") in page.url
         assert page.evaluate("window.ran") is None
 
