@@ -39,7 +39,9 @@ def write(folder: Path, rows: list[Row]) -> None:
 
 def keep(folder: Path) -> None:
     """Bring history.bin up to date."""
-    History.writing(folder).close()
+    history = History.writing(folder)
+    assert history.extend()
+    history.close()
 
 
 def read(folder: Path) -> History:
@@ -149,6 +151,21 @@ def test_a_binary_file_that_was_cut_anywhere_is_read_and_continued(tmp_path: Pat
         assert (tmp_path / FILE).read_bytes() == whole
 
 
+def test_rows_whose_end_a_loss_of_power_left_blank_are_read_again(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"step": step, "split": "train", "metrics": dict.fromkeys(NAMES, step / 3), "timing": {}}
+        for step in range(1, 9)
+    ]
+    write(tmp_path, rows)
+    keep(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for blank in range(1, len(whole)):
+        (tmp_path / FILE).write_bytes(whole[:-blank] + bytes(blank))
+        check(read(tmp_path), rows)
+    keep(tmp_path)
+    assert (tmp_path / FILE).read_bytes() == whole
+
+
 def test_a_reader_sees_what_is_added_and_waits_for_the_end_of_a_row(tmp_path: Path) -> None:
     rows: list[Row] = [
         {"step": step, "split": "train", "metrics": {"all/reward": step / 4}, "timing": {}} for step in range(1, 6)
@@ -201,6 +218,19 @@ def test_training_leaves_a_binary_file_that_spares_reading_any_json(tmp_path: Pa
     assert history.covered == (tmp_path / "metrics.jsonl").stat().st_size
     assert history.curves("train", ["all/reward", "update_s"], 9).mean.tolist() == [[0.25, 2], [0.5, 2], [0.75, 2]]
     assert history.names("eval") == ["elapsed_s", "all/score"]
+
+
+def test_training_goes_on_beside_damage_that_keeps_its_binary_file_behind(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunStore.create(tmp_path, recipe={}, total_steps=9, threads=1) as store:
+        store.log(1, "train", {"all/reward": 0.5})
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(b"nonsense\n")
+        store.log(2, "train", {"all/reward": 0.5})
+    assert "history.bin is not kept up to date" in caplog.text
+    assert "restore the file, or delete this line" in caplog.text
+    assert History.reading(tmp_path).curves("train", ["all/reward"], 9).steps.tolist() == [1]
 
 
 def test_an_older_run_gets_its_binary_file_when_it_is_resumed(tmp_path: Path) -> None:

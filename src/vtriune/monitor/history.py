@@ -7,7 +7,7 @@ The file is a sequence of records, each a header and its content, only ever appe
 
     names   a JSON list: the figures that get the next columns of a split
     row     float32 values in the order of the names known by then, NaN where the row lacks a figure; its header says
-            which line of metrics.jsonl it is of: where that ends, and its CRC-32
+            which line of metrics.jsonl it is of: where that ends, and the CRC-32 of line and values
 
 So a file that was cut, continued by others or half written is seen to be, and only what fits is used.
 """
@@ -49,6 +49,16 @@ class _Header(NamedTuple):
     """Where the row's line in metrics.jsonl ends."""
     split: int
     crc: int
+
+
+class _Row(NamedTuple):
+    """Where a row lies."""
+
+    file: BinaryIO
+    offset: int
+    header: _Header
+    start: int
+    """Where its line in metrics.jsonl begins."""
 
 
 class _Segment(NamedTuple):
@@ -95,8 +105,7 @@ class History:
         self._columns: dict[RowSplit, dict[str, int]] = {split: {} for split in SPLITS}
         self._segments: dict[RowSplit, list[_Segment]] = {split: [] for split in SPLITS}
         self._steps: dict[RowSplit, list[int]] = {split: [] for split in SPLITS}
-        self._last = _Header(_ROW, 0, 0, 0, 0, 0)
-        self._last_start = 0
+        self._last: _Row | None = None
         self._order: dict[RowSplit, tuple[list[str], NDArray[np.int64]]] = {}
         end = self._take(stored) if stored else 0
         if stored is added:
@@ -105,16 +114,10 @@ class History:
 
     @classmethod
     def writing(cls, folder: Path) -> History:
-        """For the run's only writer: continues history.bin, or makes it, and brings it up to date.
-
-        Raises:
-            DamagedRun: metrics.jsonl can't be read.
-        """
+        """For the run's only writer: continues history.bin, or makes it; `extend` brings it up to date."""
         (folder / FILE).touch()
         file = (folder / FILE).open("r+b")
-        history = cls(folder, file, file)
-        history.extend()
-        return history
+        return cls(folder, file, file)
 
     @classmethod
     def reading(cls, folder: Path) -> History:
@@ -134,7 +137,7 @@ class History:
     @property
     def covered(self) -> int:
         """How many bytes of metrics.jsonl have been read."""
-        return self._last.end
+        return self._last.header.end if self._last else 0
 
     def names(self, split: RowSplit) -> list[str]:
         """The figures that a row of `split` had so far. Those of metrics hold a `/`; those without one are timing."""
@@ -142,7 +145,7 @@ class History:
 
     def holds(self) -> bool:
         """Whether what was read is still there; it is not after a resume that cut it off."""
-        return not self.covered or self._is_of(self._last, self._last_start)
+        return self._last is None or self._fits(self._last)
 
     def extend(self, seconds: float = math.inf) -> bool:
         """Read rows that were added to metrics.jsonl, for about `seconds`. Returns whether that were all.
@@ -189,17 +192,16 @@ class History:
 
     def _take(self, stored: BinaryIO) -> int:
         """Take over the records of `stored` that fit metrics.jsonl. Returns where the last of them ends."""
-        records = list(_records(stored.fileno()))
-        rows = [index for index, record in enumerate(records) if record.names is None]
-        starts = [0, *(records[index].header.end for index in rows)]
-
-        def misfits(row: int) -> bool:
-            return not self._is_of(records[rows[row]].header, starts[row])
-
+        records, rows, at = list(_records(stored.fileno())), list[_Row](), list[int]()
+        for place, record in enumerate(records):
+            if record.names is None:
+                start = rows[-1].header.end if rows else 0
+                rows.append(_Row(stored, record.offset, record.header, start))
+                at.append(place)
         # Where two files have parted they do not meet again: all rows up to some one fit, and none after it.
-        all_fit = bool(rows) and not misfits(len(rows) - 1)
-        fitting = len(rows) if all_fit else bisect.bisect(range(len(rows)), 0, key=misfits)
-        taken = records[: rows[fitting - 1] + 1] if fitting else []
+        all_fit = bool(rows) and self._fits(rows[-1])
+        fitting = len(rows) if all_fit else bisect.bisect(rows, 0, key=lambda row: not self._fits(row))
+        taken = records[: at[fitting - 1] + 1] if fitting else []
         for record in taken:
             if record.names is None:
                 self._note(stored, record.offset, record.header)
@@ -207,16 +209,17 @@ class History:
                 self._name(record.header.split, record.names)
         return taken[-1].end if taken else 0
 
-    def _is_of(self, header: _Header, start: int) -> bool:
-        """Whether the row of `header` is of the line of metrics.jsonl that begins at `start`."""
-        size = header.end - start
+    def _fits(self, row: _Row) -> bool:
+        """Whether the row is whole, and is of the line of metrics.jsonl that is where it says."""
+        size = row.header.end - row.start
         try:
             with self._truth.open("rb") as file:
-                file.seek(start)
+                file.seek(row.start)
                 line = file.read(size) if size > 0 else b""
         except OSError:
             return False
-        return len(line) == size and zlib.crc32(line) == header.crc
+        content = os.pread(row.file.fileno(), row.header.size, row.offset + _HEADER.size)
+        return len(line) == size and _checksum(line, content) == row.header.crc
 
     def _name(self, split: int, names: Sequence[str]) -> None:
         columns = self._columns[SPLITS[split]]
@@ -233,7 +236,7 @@ class History:
             segments[-1] = last._replace(rows=last.rows + 1)
         else:
             segments.append(_Segment(file, offset, width, 1))
-        self._last, self._last_start = header, self._last.end
+        self._last = _Row(file, offset, header, self.covered)
 
     def _add(self, row: MetricsRow, line: bytes) -> None:
         """Write the row of `line` to the file of added rows."""
@@ -254,11 +257,11 @@ class History:
         content = np.full(len(columns), np.nan, np.float32)
         with np.errstate(over="ignore"):
             content[places] = np.array(list(values.values()), np.float64)
-        header = _Header(
-            _ROW, content.nbytes, row["step"], self.covered + len(line), SPLITS.index(split), zlib.crc32(line)
-        )
+        data = content.tobytes()
+        end, crc = self.covered + len(line), _checksum(line, data)
+        header = _Header(_ROW, len(data), row["step"], end, SPLITS.index(split), crc)
         offset = self._added.tell() + len(record)
-        self._added.write(record + _HEADER.pack(*header) + content.tobytes())
+        self._added.write(record + _HEADER.pack(*header) + data)
         self._added.flush()
         self._note(self._added, offset, header)
 
@@ -273,6 +276,10 @@ class _Record(NamedTuple):
     @property
     def end(self) -> int:
         return self.offset + _HEADER.size + self.header.size
+
+
+def _checksum(line: bytes, content: bytes) -> int:
+    return zlib.crc32(content, zlib.crc32(line))
 
 
 def _records(file: int) -> Iterator[_Record]:

@@ -34,7 +34,7 @@ import yaml
 
 from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import Summary
-from vtriune.monitor.files import append_row, cut_rows, lock_folder, replacing, valid_text, write_json
+from vtriune.monitor.files import DamagedRun, append_row, cut_rows, lock_folder, replacing, valid_text, write_json
 from vtriune.monitor.history import History
 from vtriune.monitor.rollouts import Decoding, write_rollouts
 from vtriune.monitor.runs import (
@@ -75,6 +75,7 @@ class RunStore:
         self._elapsed_before = last["timing"].get("elapsed_s", 0.0) if last else 0.0
         self._last_step = {split: next((row["step"] for row in latest_rows(folder, split)), -1) for split in SPLITS}
         self._history = History.writing(folder)
+        self._extend_history()
         self._since = time.monotonic()
 
     @classmethod
@@ -160,7 +161,7 @@ class RunStore:
         if len(row["metrics"]) < len(values):
             row["not_finite"] = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
         append_row(self.folder / "metrics.jsonl", row)
-        self._history.extend()
+        self._extend_history()
         self._last_step[split] = step
 
     def write_rollouts(self, step: int, groups: Sequence[JudgedGroup], progress: Progress) -> None:
@@ -193,6 +194,13 @@ class RunStore:
         """Store what the run reached and call it finished."""
         write_json(self.folder / "summary.json", summary)
         self._record("finished")
+
+    def _extend_history(self) -> None:
+        """Bring history.bin up to date. It is derived: that it can't be is no reason to end a training."""
+        try:
+            self._history.extend()
+        except (OSError, DamagedRun) as fault:
+            _log.warning("%s: history.bin is not kept up to date: %s", self.folder, fault)
 
     def _record(self, state: Literal["running", "stopped", "failed", "finished"], error: str = "") -> None:
         self._run.state, self._run.error = state, valid_text(error)

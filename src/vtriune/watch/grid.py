@@ -45,12 +45,22 @@ def grid(run: Watched, row: Mapping[str, Any], points: int) -> bytes:
     """
     with run.lock:
         history = run.history()
+        size = (run.folder / "metrics.jsonl").stat().st_size if run.is_reading else history.covered
         files = ("metrics.jsonl", "alerts.jsonl", "quarantine.jsonl", "skipped.jsonl", "rollouts")
-        state = history.covered, dict(row), [stamp(run.folder / name) for name in files]
-        return run.once(("grid", points), state, lambda: encode(_grid(run, history, row, points, state)))
+        read = {"bytes": history.covered, "of": size}
+        state = read, dict(row), [stamp(run.folder / name) for name in files]
+        return run.once(
+            ("grid", points),
+            state,
+            lambda: encode({"run": row, "version": _digest(state), "read": read} | _grid(run, history, points)),
+        )
 
 
-def _grid(run: Watched, history: History, row: Mapping[str, Any], points: int, state: object) -> dict[str, Any]:
+def _digest(state: object) -> str:
+    return hashlib.blake2b(repr(state).encode(), digest_size=8).hexdigest()
+
+
+def _grid(run: Watched, history: History, points: int) -> dict[str, Any]:
     folder, sources, problems = run.folder, sources_in(history), list[str]()
 
     def readable(read: Callable[[], T], otherwise: T) -> T:
@@ -72,8 +82,6 @@ def _grid(run: Watched, history: History, row: Mapping[str, Any], points: int, s
     for alert in alerts:
         told_of[alert.source if alert.source in known else ALL].append(told(alert))
     return {
-        "run": row,
-        "version": hashlib.blake2b(repr(state).encode(), digest_size=8).hexdigest(),
         "figures": shown,
         "sources": [
             {"source": source, "task": tasks.get(source, ""), "alerts": told_of[source], "cells": cells}
@@ -84,7 +92,6 @@ def _grid(run: Watched, history: History, row: Mapping[str, Any], points: int, s
         "quarantined": _lines(folder / "quarantine.jsonl"),
         "skipped": _lines(folder / "skipped.jsonl"),
         "problems": problems,
-        "read": {"bytes": history.covered, "of": (folder / "metrics.jsonl").stat().st_size},
     }
 
 

@@ -53,13 +53,18 @@ class Watched:
         if self._history is None or (seen != self._seen and not self._history.holds()):
             self._history = History.reading(self.folder)
             self._answers.clear()
-        if seen != self._seen and not (self._reading and self._reading.is_alive()):
+        if seen != self._seen and not self.is_reading:
             if self._history.extend(PATIENCE):
                 self._seen = seen
             else:
                 self._reading = threading.Thread(target=self._read_on, args=(self._history,), daemon=True)
                 self._reading.start()
         return self._history
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the background still reads."""
+        return self._reading is not None and self._reading.is_alive()
 
     def once(self, question: Hashable, state: object, compute: Callable[[], T]) -> T:
         """The answer to `question`, computed anew if `state` is not that of the last time."""
