@@ -260,6 +260,57 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
 
 
 @app.command()
+def rejudge(
+    run: Annotated[Path, typer.Argument(help="A run folder; a running one will do.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A change, as [SOURCE:]key=value, for one source or all; may be repeated. Keys are verifier, "
+            "verifier_parm.NAME, accuracy_ratio, format_ratio and preset; values are YAML.",
+        ),
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Only these steps: A..B, A.., ..B or A.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
+    load: Load = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+) -> None:
+    """Judge a run's stored answers again, on this machine.
+
+    Without --set every verdict must be as it is in the log, to the last bit; the first that are not are listed, and
+    the exit status is 1. With --set the answers are judged by changed settings, and per source it is shown how rewards,
+    groups without spread and the signs of advantages would have been. Nothing is written.
+
+    A parameter that is set for all sources leaves verifiers alone that have none of that name.
+
+    [bold]vtriune rejudge runs/demo[/bold]
+    [bold]vtriune rejudge runs/demo --set verifier_parm.iou_threshold=0.5[/bold]
+    [bold]vtriune rejudge runs/demo --set detection:format_ratio=0.5 --set preset=paper --steps 100..140[/bold]
+    [bold]vtriune rejudge runs/demo --set grounding:verifier=grounding --source grounding --json[/bold]
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    from vtriune.rejudge import table  # noqa: PLC0415
+    from vtriune.rejudge.changes import Change  # noqa: PLC0415
+    from vtriune.rejudge.rejudging import Rejudging, read_steps  # noqa: PLC0415
+
+    read = [Change.read(text) for text in changes or ()]
+    again = Rejudging(run, read, steps=None if steps is None else read_steps(steps), source=source, load=load or ())
+    columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=again.total)
+        result = again.run(lambda count: bars.advance(bar, count))
+    if as_json:
+        out = orjson.dumps(table.as_json(result, changed=bool(read)), option=orjson.OPT_INDENT_2)
+        sys.stdout.write(out.decode() + "\n")
+    else:
+        _console().print(table.effects(result) if read else table.agreement(result))
+    if result.disagree:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address; others than the loopback want --token-file.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8192,

@@ -25,9 +25,10 @@ from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
 from vtriune.monitor.store import RunStore
-from vtriune.recipe import Recipe, RewardConfig
+from vtriune.recipe import Recipe
 from vtriune.reward.blocking import BlockingJudge
 from vtriune.reward.client import RewardClient, read_token
+from vtriune.reward.config import RewardConfig
 from vtriune.reward.judge import EXHAUSTED, JudgeItem
 from vtriune.reward.pool import JudgePool
 from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, Status, UserError
