@@ -19,6 +19,7 @@ from tests.watch.worlds import ANSWERS, Watch, Writer, watching
 from vtriune.monitor.evaluation import gain, on_shared_prompts
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import read_metrics
+from vtriune.monitor.store import RunStore
 from vtriune.reward.pool import JudgePool
 
 expect.set_options(timeout=120_000)
@@ -254,6 +255,19 @@ def test_a_point_of_a_curve_leads_to_the_rollouts_of_its_step(page: Page, watch:
     expect(reward.locator(".readout")).to_have_attribute("data-step", "step 3")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("step_from=3&step_to=3$"))
+
+
+def test_a_task_of_several_sources_has_curves_of_its_own(page: Page, tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run", recipe={}, total_steps=3, threads=1) as store:
+        for step in (1, 2, 3):
+            own = {"math/rollouts": 4.0, "math/reward": 0.1, "task:math/reward": step / 8, "task:math/rollouts": 8.0}
+            store.log(step, "train", own | {"all/reward": 0.1})
+    with watching(tmp_path) as served:
+        page.goto(f"{served.url}/#/source/run/math")
+        page.get_by_label("source").select_option("task:math")
+        reward = page.locator("figure[data-figure=reward] .plot")
+        expect(reward).to_have_attribute("aria-label", re.compile("run: 0.125 → 0.375"))
+        expect(page.get_by_role("link", name="Rollouts")).to_have_attribute("href", "#/rollouts/run?task=math")
 
 
 def test_rollouts_are_filtered_sorted_searched_and_turned_page_by_page(page: Page, world: Path, watch: Watch) -> None:

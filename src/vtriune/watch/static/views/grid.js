@@ -88,7 +88,8 @@ const sentence = (alert) =>
 /** The figure that an alert of a kind speaks of. */
 const CONCERNS = {
   reward_collapsed: "reward", no_spread: "zero_spread", truncation_rising: "truncated",
-  incorrect_longer: "length_incorrect", entropy_to_zero: "entropy", failed: "failed", unscorable: "unscorable",
+  incorrect_longer: "length_incorrect", entropy_to_zero: "entropy", entropy_rising: "entropy",
+  failed: "failed", unscorable: "unscorable",
 };
 
 function alertList(run, alerts) {
@@ -114,9 +115,8 @@ function evaluation(data, run) {
   ];
   return h("section", {},
     h("div", { class: "head" }, h("h2", {}, "Held out"),
-      h("span", { class: "note" }, data.first_step === data.last_step
-        ? `step ${data.last_step}: before training`
-        : `step ${data.first_step} → ${data.last_step}; 100 × mean accuracy at temperature 1, ± one standard error`)),
+      h("span", { class: "note" },
+        `step ${data.first_step} → ${data.last_step}; 100 × mean accuracy at temperature 1, ± one standard error`)),
     h("div", { class: "scroll" }, h("table", { class: "evaluation" },
       heads("task", "source", ["n", "before", "after"], "0 – 100", ["gain", "greedy before", "greedy after"]),
       h("tbody", {}, data.rows.map((one) => h("tr", { "data-key": one.source },

@@ -29,7 +29,7 @@ export async function load(route, signal) {
   const row = grid.sources.find((one) => one.source === source);
   return {
     run, source, names, all: all.runs.filter((one) => one.state !== "damaged"),
-    sources: grid.sources.map((one) => one.source), alerts: row?.alerts ?? [], task: row?.task ?? "",
+    sources: grid.sources.map((one) => one.source), tasks: grid.tasks, alerts: row?.alerts ?? [], task: row?.task ?? "",
     sections: sections(union("train"), union("eval")),
   };
 }
@@ -62,9 +62,10 @@ export function draw(data, route) {
       h("h1", {}, bdi(data.source)), h("span", { class: "note" }, bdi(data.task)),
       h("label", {}, "source ",
         h("select", { id: "source", onchange: (event) => jump(route, event.target.value) },
-          data.sources.map((one) => h("option", { value: one, selected: one === data.source }, one)))),
+          [...data.sources, ...data.tasks].map((one) =>
+            h("option", { value: one, selected: one === data.source }, one)))),
       h("span", { class: "links" },
-        h("a", { href: to(["rollouts", data.run], { source: data.source === "all" ? "" : data.source }) },
+        h("a", { href: to(["rollouts", data.run], filter(data.source)) },
           baked ? "Examples" : "Rollouts"))),
     data.alerts.length > 0 && h("ul", { class: "alerts" }, data.alerts.map((one) =>
       h("li", {}, h("span", { class: "alert" }, "▲ "),
@@ -74,7 +75,7 @@ export function draw(data, route) {
     data.sections.map(([name, split, figures]) =>
       h("section", { "data-key": name }, h("h2", {}, name),
         h("div", { class: "curves" }, figures.map((figure) => card(data, figure, split))))),
-    baked && examples(data.source),
+    baked && data.sources.includes(data.source) && examples(data.source),
   ];
 }
 
@@ -190,8 +191,14 @@ function rolloutsAt(node, data, step) {
   const near = node.series.findIndex((one) => one.steps.includes(step));
   const run = data.names[Math.max(0, near)];
   if (baked) return;
-  const source = data.source === "all" ? "" : data.source;
-  location.hash = to(["rollouts", run], { split: node.dataset.split, source, step_from: step, step_to: step });
+  const wanted = { split: node.dataset.split, ...filter(data.source), step_from: step, step_to: step };
+  location.hash = to(["rollouts", run], wanted);
+}
+
+/** The rollouts of a source, of a task (`task:math`) or of all. */
+function filter(source) {
+  if (source === "all") return {};
+  return source.startsWith("task:") ? { task: source.slice(5) } : { source };
 }
 
 function narrow() {
