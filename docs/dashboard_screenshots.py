@@ -13,13 +13,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
-from urllib.parse import quote
+from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 from urllib.request import urlopen
 
 import typer
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 ARGUMENTS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 COLORS = 255
@@ -27,18 +27,50 @@ COLORS = 255
 
 
 def pictured_group(url: str, run: str) -> str:
-    """Address of a late group of `detection` whose answers differ, where the run has that source."""
-    query = f"run={quote(run)}&source=detection&correct=true&sort=-step&limit=200"
-    with urlopen(f"{url}/api/rollouts?{query}") as reply:
-        rows = json.load(reply)["rows"]
-    row = max(rows, key=lambda one: abs(one["advantage"]))
-    return f"/#/group/{quote(run)}/train/sampled/{row['step']}/{row['group']}"
+    """Address of a late group of `detection` with several boxes of gold, whose answers overlap them more or less."""
+
+    def ask(path: str, **query: str | int) -> dict[str, Any]:
+        with urlopen(f"{url}/api/{path}?{urlencode({'run': run, **query})}") as reply:
+            answer: dict[str, Any] = json.load(reply)
+            return answer
+
+    rows = ask("rollouts", source="detection", sort="-step", limit=200)["rows"]
+    places = sorted({(row["step"], row["group"]) for row in rows}, reverse=True)
+    groups = [ask("group", split="train", decoding="sampled", step=step, group=group) for step, group in places]
+
+    def interest(group: dict[str, Any]) -> tuple[int, int]:
+        overlaps = {shape["iou"] for answer in group["answers"] for shape in answer["shapes"]}
+        return min(2, len(group["gold_shapes"])), len(overlaps)
+
+    best = max(groups, key=interest)
+    answer = max(best["answers"], key=lambda one: sum(0 < (shape["iou"] or 0) < 1 for shape in one["shapes"]))
+    return f"/#/group/{quote(run)}/train/sampled/{best['step']}/{best['group']}?answer={answer['answer']}"
 
 
 def save(page: Page, path: Path) -> None:
     """Write what the page shows."""
     with Image.open(io.BytesIO(page.screenshot())) as shown:
         shown.convert("RGB").quantize(COLORS).save(path, optimize=True)
+
+
+def draw(page: Page, url: str, run: str, out: Path) -> None:
+    """Draw every view of the dashboard at `url`."""
+    page.goto(f"{url}/#/rollouts/{quote(run)}")  # begins to read the rollouts
+    page.get_by_text("next page").wait_for()
+    views = {
+        "runs": ("/#/", "table.runs"),
+        "grid": (f"/#/run/{quote(run)}", "table.grid"),
+        "source": (f"/#/source/{quote(run)}/detection", "figure[data-figure=entropy] canvas"),
+        "rollouts": (f"/#/rollouts/{quote(run)}?source=detection&sort=-reward", "table.rollouts"),
+        "group": (pictured_group(url, run), ".picture img"),
+    }
+    for name, (address, sign) in views.items():
+        page.goto(url + address)
+        page.locator(sign).wait_for()
+        for image in page.locator("img").all():
+            expect(image).to_have_js_property("complete", True)
+        page.wait_for_load_state("networkidle")
+        save(page, out / f"dashboard_{name}.png")
 
 
 def main(
@@ -52,25 +84,13 @@ def main(
         raise SystemExit("no chromium: apt-get install chromium")
     command = [sys.executable, "-m", "vtriune.cli", "watch", str(runs), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as playwright:
-        assert server.stdout
-        url = server.stdout.readline().strip()
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
-        page.goto(f"{url}/#/rollouts/{quote(run)}")  # begins to read the rollouts
-        page.get_by_text("next page").wait_for()
-        views = {
-            "runs": ("/#/", "table.runs"),
-            "grid": (f"/#/run/{quote(run)}", "table.grid"),
-            "source": (f"/#/source/{quote(run)}/detection", "figure[data-figure=entropy] canvas"),
-            "rollouts": (f"/#/rollouts/{quote(run)}?source=detection&sort=-reward", "table.rollouts"),
-            "group": (pictured_group(url, run), ".picture img"),
-        }
-        for name, (address, sign) in views.items():
-            page.goto(url + address)
-            page.locator(sign).wait_for()
-            page.wait_for_load_state("networkidle")
-            save(page, out / f"dashboard_{name}.png")
-        server.terminate()
+        try:
+            assert server.stdout
+            browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+            page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
+            draw(page, server.stdout.readline().strip(), run, out)
+        finally:
+            server.terminate()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.watch.worlds import ANSWERS, Watch, Writer, watching
 from vtriune.monitor.evaluation import gain, on_shared_prompts
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import read_metrics
+from vtriune.monitor.store import RunStore
 from vtriune.reward.pool import JudgePool
 
 expect.set_options(timeout=120_000)
@@ -256,6 +257,19 @@ def test_a_point_of_a_curve_leads_to_the_rollouts_of_its_step(page: Page, watch:
     expect(page).to_have_url(re.compile("step_from=3&step_to=3$"))
 
 
+def test_a_task_of_several_sources_has_curves_of_its_own(page: Page, tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run", recipe={}, total_steps=3, threads=1) as store:
+        for step in (1, 2, 3):
+            own = {"math/rollouts": 4.0, "math/reward": 0.1, "task:math/reward": step / 8, "task:math/rollouts": 8.0}
+            store.log(step, "train", own | {"all/reward": 0.1})
+    with watching(tmp_path) as served:
+        page.goto(f"{served.url}/#/source/run/math")
+        page.get_by_label("source").select_option("task:math")
+        reward = page.locator("figure[data-figure=reward] .plot")
+        expect(reward).to_have_attribute("aria-label", re.compile("run: 0.125 → 0.375"))
+        expect(page.get_by_role("link", name="Rollouts")).to_have_attribute("href", "#/rollouts/run?task=math")
+
+
 def test_rollouts_are_filtered_sorted_searched_and_turned_page_by_page(page: Page, world: Path, watch: Watch) -> None:
     rows = [row for step in range(1, 5) for row in rollouts(world / "runs" / "first", f"step-{step:06d}")]
     page.goto(f"{watch.url}/#/rollouts/first")
@@ -317,7 +331,7 @@ def test_a_group_shows_its_picture_with_what_was_asked_and_what_was_answered(
     page.goto(f"{watch.url}/#/group/first/train/sampled/4/{group}")
     picture = page.locator(".picture img")
     expect(picture).to_be_visible()
-    page.wait_for_function("document.querySelector('.picture img').naturalWidth === 112")
+    expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
     gold = len(re.findall("bbox_2d", answers[0]["gold"]))
     expect(page.locator(".picture g.gold rect").filter(visible=True)).to_have_count(gold)
     expect(page.get_by_label("Gold", exact=True)).to_have_text(answers[0]["gold"])
@@ -397,7 +411,7 @@ def test_a_run_with_a_hostile_name_is_listed_and_opened(page: Page, world: Path,
         page.get_by_role("link", name="Rollouts").click()
         page.locator("table.rollouts a.item").first.click()
         expect(page.locator(".picture img")).to_be_visible()
-        page.wait_for_function("document.querySelector('.picture img').naturalWidth > 0")
+        expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
         assert quote(name, safe="!'()*") in page.url
         assert page.evaluate("window.ran") is None
 

@@ -74,7 +74,7 @@ def test_every_source_has_examples_with_their_pictures_and_answers(offline: Page
         page.get_by_role("link", name=why).click()
         expect(page.locator("article")).to_have_count(ANSWERS)
         expect(page.locator(".picture img")).to_be_visible()
-        page.wait_for_function("document.querySelector('.picture img').naturalWidth === 112")
+        expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
         assert page.locator(".picture g.gold rect").count() > 0
     page.keyboard.press("Escape")
     page.keyboard.press("r")

@@ -87,6 +87,7 @@ def _grid(run: Watched, history: History, points: int) -> dict[str, Any]:
             {"source": source, "task": tasks.get(source, ""), "alerts": told_of[source], "cells": cells}
             for source, cells in zip(names, _cells(history, names, shown, points), strict=True)
         ],
+        "tasks": sorted({name.rpartition("/")[0] for name in columns if name.startswith(TASK)}),
         "evaluation": compared,
         "step_figures": _step_figures(folder, sources),
         "quarantined": _lines(folder / "quarantine.jsonl"),

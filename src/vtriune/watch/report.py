@@ -130,7 +130,8 @@ async def _gather(run: Path) -> Report:
         report.answers[key("/api/runs", {})] = {"root": "this report", "runs": [grid["run"]]}
 
         sources = [row["source"] for row in grid["sources"]]
-        figures = {source: (await get("/api/figures", {"source": source})).json() for source in sources}
+        places = [*sources, *grid["tasks"]]
+        figures = {source: (await get("/api/figures", {"source": source})).json() for source in places}
         if sum(len(names) for splits in figures.values() for names in splits.values()) > CURVES:
             shown = {"train": set(grid["figures"]), "eval": set(SCORES)}
             figures = {

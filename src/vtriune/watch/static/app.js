@@ -53,7 +53,10 @@ async function open() {
   const stays = before?.view === route.view && route.view.moved && before.parts.join("/") === route.parts.join("/")
     && main.dataset.view === route.name;
   if (stays) route.view.moved(main, route);
-  const slow = setTimeout(() => (stays ? main.setAttribute("aria-busy", "true") : fresh(h("p", { class: "empty" }, "Loading …"))), 200);
+  const slow = setTimeout(() => {
+    if (stays) main.setAttribute("aria-busy", "true");
+    else fresh(h("p", { class: "empty" }, "Loading …"));
+  }, 200);
   await refresh(true, () => clearTimeout(slow), stays);
   if (document.activeElement === document.body && before)
     (document.getElementById(focused) ?? main).focus({ preventScroll: true });
@@ -128,7 +131,8 @@ function answered() {
 
 function unanswered(error, whole) {
   lost ??= new Date();
-  gone.textContent = `${error.message} since ${lost.toLocaleTimeString()}. Is vtriune watch still running? Trying again …`;
+  const since = lost.toLocaleTimeString();
+  gone.textContent = `${error.message} since ${since}. Is vtriune watch still running? Trying again …`;
   gone.hidden = false;
   link.textContent = "○ no answer";
   link.className = "link lost";

@@ -10,7 +10,8 @@ export const look = (at) => ({ color: `--line-${at % 6}`, dash: DASHES[at % DASH
 
 /** A colour of the style sheet as a canvas understands it. */
 function color(name, share = 1) {
-  const probe = document.body.appendChild(h("i", { style: { color: `color-mix(in srgb, var(${name}) ${100 * share}%, transparent)` } }));
+  const mixed = `color-mix(in srgb, var(${name}) ${100 * share}%, transparent)`;
+  const probe = document.body.appendChild(h("i", { style: { color: mixed } }));
   const value = getComputedStyle(probe).color;
   probe.remove();
   return value;
@@ -33,7 +34,8 @@ function table(series, weight, log) {
   const tables = series.map(({ steps, mean, low, high }) => {
     const banded = low && high && low.some((value, at) => value !== high[at]);
     const none = steps.map(() => null);
-    return [steps, banded ? fit(low) : none, banded ? fit(high) : none, weight ? fit(mean) : none, fit(smooth(mean, weight))];
+    const band = banded ? [fit(low), fit(high)] : [none, none];
+    return [steps, ...band, weight ? fit(mean) : none, fit(smooth(mean, weight))];
   });
   return tables.length === 1 ? tables[0] : uPlot.join(tables);
 }
@@ -44,8 +46,9 @@ function options(node, series, log, go) {
   const hide = { points: { show: false } };
   const lines = series.flatMap((one, at) => {
     const { color: name, dash } = look(at);
-    const strong = { spanGaps: true, stroke: color(name), width: 1.75, dash, points: { show: one.steps.length < 2, size: 6, fill: color(name) } };
-    return [hide, hide, { stroke: color(name, 0.35), width: 1, spanGaps: true, ...hide }, strong];
+    const points = { show: one.steps.length < 2, size: 6, fill: color(name) };
+    const weak = { stroke: color(name, 0.35), width: 1, spanGaps: true, ...hide };
+    return [hide, hide, weak, { stroke: color(name), width: 1.75, dash, spanGaps: true, points }];
   });
   return {
     width: node.clientWidth,
@@ -53,7 +56,10 @@ function options(node, series, log, go) {
     legend: { show: false },
     cursor: { sync: { key: "step" }, drag: { x: true, y: false }, points: { size: 5 } },
     scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-    axes: [{ ...axis, size: 26 }, { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick))) }],
+    axes: [
+      { ...axis, size: 26 },
+      { ...axis, size: 48, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : number(tick))) },
+    ],
     series: [{}, ...lines],
     bands: series.map((_, at) => ({ series: [4 * at + 2, 4 * at + 1], fill: color(look(at).color, 0.16) })),
     hooks: {
@@ -92,8 +98,8 @@ function bind(plot, node, go) {
 const plots = new WeakMap(); // node -> {plot, kind}
 
 /**
- * Draw series of {run, steps, mean, low, high} into `node`, or bring its curves up to date. `go(step)` is called for the
- * point that the user chose; `node.onat([step, values])`, or with null, for what stands under the cursor.
+ * Draw series of {run, steps, mean, low, high} into `node`, or bring its curves up to date. `go(step)` is called for
+ * the point that the user chose; `node.onat([step, values])`, or with null, for what stands under the cursor.
  */
 export function curves(node, series, { weight, log, go }) {
   const drawn = plots.get(node);
@@ -108,7 +114,8 @@ export function curves(node, series, { weight, log, go }) {
   plots.set(node, { plot, kind });
 }
 
-/** Fit all curves inside `main` to the room they have now, or draw them anew in changed colours at the next `curves`. */
+/** Fit all curves inside `main` to the room they have now. */
 export function resize(main) {
-  for (const node of main.querySelectorAll(".plot")) plots.get(node)?.plot.setSize({ width: node.clientWidth, height: node.clientHeight });
+  for (const node of main.querySelectorAll(".plot"))
+    plots.get(node)?.plot.setSize({ width: node.clientWidth, height: node.clientHeight });
 }

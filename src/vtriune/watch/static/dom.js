@@ -1,6 +1,8 @@
 // Building and patching the DOM. Text from runs enters the page here only, and only as text nodes and attributes.
 
-const HANDLERS = ["onclick", "onchange", "oninput", "onsubmit", "onkeydown", "onmouseenter", "onmouseleave", "onfocus", "onblur"];
+const HANDLERS = [
+  "onclick", "onchange", "oninput", "onsubmit", "onkeydown", "onmouseenter", "onmouseleave", "onfocus", "onblur",
+];
 
 function fill(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
@@ -20,6 +22,21 @@ export const h = (tag, properties = {}, ...children) => fill(document.createElem
 export const svg = (tag, properties = {}, ...children) =>
   fill(document.createElementNS("http://www.w3.org/2000/svg", tag), properties, children);
 
+/** Cells of numbers. */
+export const numbers = (...contents) => contents.map((one) => h("td", { class: "n" }, one));
+
+/** The head of a table: names, those of columns of numbers in a list of their own; elements stay as they are. */
+export const heads = (...names) =>
+  h("thead", {}, h("tr", {}, names.map((one) => {
+    if (Array.isArray(one)) return one.map((name) => h("th", { class: "n" }, name));
+    return one instanceof Node ? one : h("th", {}, one);
+  })));
+
+/** Names with their values, in columns. */
+export const figures = (pairs) =>
+  h("dl", { class: "figures" }, pairs.map(([name, value]) =>
+    h("div", {}, h("dt", {}, bdi(name.replaceAll("_", " "))), h("dd", {}, bdi(value)))));
+
 /** A name or text from a run: its own direction of writing, so that it can't reorder what stands beside it. */
 export const bdi = (text, properties = {}) => h("bdi", properties, text);
 
@@ -33,8 +50,8 @@ export function to(parts, query = {}) {
 }
 
 /**
- * Make the children of `old` like those of `fresh`, keeping the nodes that stay: with them scroll, focus and open folds.
- * Nodes are matched by `data-key`, else by place; what is marked `data-own` looks after itself once it is there.
+ * Make the children of `old` like those of `fresh`, keeping the nodes that stay, and with them scroll, focus and open
+ * folds. Nodes are matched by `data-key`, else by place; what is marked `data-own` looks after itself once it is there.
  */
 export function morph(old, fresh) {
   const keyed = new Map([...old.children].filter((one) => one.dataset.key).map((one) => [one.dataset.key, one]));

@@ -57,7 +57,8 @@ export function when(iso) {
   if (!iso) return "–";
   const date = new Date(iso);
   const two = (part) => String(part).padStart(2, "0");
-  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}`;
+  const day = [date.getFullYear(), two(date.getMonth() + 1), two(date.getDate())].join("-");
+  return `${day} ${two(date.getHours())}:${two(date.getMinutes())}`;
 }
 
 /**
@@ -69,11 +70,13 @@ export function change(figure, points) {
   if (!values.length) return { arrow: "", mood: "flat" };
   const quarter = Math.ceil(values.length / 4);
   const ends = [values.slice(0, quarter), values.slice(-quarter)];
-  const [first, last] = ends.map((end) => end.reduce((a, b) => a + b) / quarter);
-  const squares = ends.flatMap((end, at) => end.map((value) => (value - [first, last][at]) ** 2)).reduce((a, b) => a + b);
+  const sum = (list) => list.reduce((a, b) => a + b);
+  const [first, last] = ends.map((end) => sum(end) / quarter);
+  const squares = sum(ends[0].map((one) => (one - first) ** 2)) + sum(ends[1].map((one) => (one - last) ** 2));
   const noise = quarter > 1 ? Math.sqrt(squares / (quarter - 1) / quarter) : 0;
   const moved = last - first;
-  if (Math.abs(moved) <= Math.max(2 * noise, 0.02 * Math.max(Math.abs(first), Math.abs(last)))) return { arrow: "→", mood: "flat" };
+  const least = Math.max(2 * noise, 0.02 * Math.max(Math.abs(first), Math.abs(last)));
+  if (Math.abs(moved) <= least) return { arrow: "→", mood: "flat" };
   const direction = (DIRECTIONS[figure] ?? 0) * Math.sign(moved);
   return { arrow: moved > 0 ? "↗" : "↘", mood: direction > 0 ? "better" : direction < 0 ? "worse" : "moved" };
 }

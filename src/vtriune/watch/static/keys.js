@@ -18,7 +18,8 @@ function help(own) {
   const rows = [...EVERYWHERE, ...Object.values(own).filter((one) => one.help).map((one) => one.help)];
   dialog.replaceChildren(
     h("h2", { id: "keys-title" }, "Keys"),
-    h("dl", {}, rows.map(([keys, text]) => [h("dt", {}, keys.split(", ").map((key) => h("kbd", {}, key))), h("dd", {}, text)])),
+    h("dl", {}, rows.map(([keys, text]) =>
+      [h("dt", {}, keys.split(", ").map((key) => h("kbd", {}, key))), h("dd", {}, text)])),
     h("form", { method: "dialog" }, h("button", {}, "Close")),
   );
   dialog.showModal();

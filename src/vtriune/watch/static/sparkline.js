@@ -38,7 +38,10 @@ export function dumbbell(before, after) {
   const x = (value) => (6 + (value / 100) * 108).toFixed(1);
   return svg(
     "svg",
-    { class: `dumbbell ${after >= before ? "better" : "worse"}`, viewBox: "0 0 120 14", width: 120, height: 14, "aria-hidden": "true" },
+    {
+      class: `dumbbell ${after >= before ? "better" : "worse"}`, viewBox: "0 0 120 14", width: 120, height: 14,
+      "aria-hidden": "true",
+    },
     svg("path", { class: "scale", d: "M6 7h108" }),
     svg("path", { class: "course", d: `M${x(before)} 7H${x(after)}` }),
     svg("circle", { class: "ring", cx: x(before), cy: 7, r: 3.5 }),

@@ -1,7 +1,7 @@
 // #/group/R/split/decoding/step/group: a picture with what was asked for and what was answered, and the G answers.
 
 import { baked, get, picture } from "../api.js";
-import { bdi, h, svg, to } from "../dom.js";
+import { bdi, figures, h, svg, to } from "../dom.js";
 import { count, number, signed } from "../format.js";
 import { mood, verdict } from "./rollouts.js";
 
@@ -10,11 +10,10 @@ let shown = { key: "", answers: new Set(), gold: true }; // whose shapes are dra
 let groups = 0; // in the step of the shown group
 
 export const title = ({ parts: [run, , , step, group] }) => `Group ${group} of step ${step} · ${run}`;
-export const crumbs = ({ parts: [run, split, , step] }) => [
-  [run, to(["run", run])],
-  [baked ? "examples" : "rollouts", to(["rollouts", run], baked ? {} : { split: split === "train" ? "" : split, step_from: step, step_to: step })],
-  ["group", ""],
-];
+export function crumbs({ parts: [run, split, , step] }) {
+  const beside = baked ? {} : { split: split === "train" ? "" : split, step_from: step, step_to: step };
+  return [[run, to(["run", run])], [baked ? "examples" : "rollouts", to(["rollouts", run], beside)], ["group", ""]];
+}
 export const runs = () => []; // a group never changes: it is loaded once
 
 export async function load(route, signal) {
@@ -35,7 +34,10 @@ export function draw(data, route) {
   const drawable = data.gold_shapes.length > 0 || data.answers.some((one) => one.shapes.length > 0);
   return [
     h("div", { class: "head" },
-      h("h1", {}, bdi(data.source)), h("span", { class: "note" }, bdi(data.task), ` · step ${count(data.step)} · group ${data.group + 1} of ${data.groups} · ${data.split === "train" ? "training" : "held out"}, ${data.decoding}`),
+      h("h1", {}, bdi(data.source)),
+      h("span", { class: "note" },
+        bdi(data.task), ` · step ${count(data.step)} · group ${data.group + 1} of ${data.groups}`,
+        ` · ${data.split === "train" ? "training" : "held out"}, ${data.decoding}`),
       !baked && h("span", { class: "links" }, neighbour(route, data, -1), neighbour(route, data, 1))),
     h("div", { class: "group" },
       h("section", { class: "asked" },
@@ -46,14 +48,17 @@ export function draw(data, route) {
         h("h2", {}, "Gold"), passage("Gold", data.gold),
         h("h2", {}, "Reward"), figures(facts(data)),
         h("p", { class: "note" }, bdi(data.sample_id))),
-      h("section", { class: "answers", "aria-label": "Answers" }, data.answers.map((one) => card(one, told !== null && Number(told) === one.answer)))),
+      h("section", { class: "answers", "aria-label": "Answers" },
+        data.answers.map((one) => card(one, told !== null && Number(told) === one.answer)))),
   ];
 }
 
 const facts = (data) => [
-  ["verifier", data.verifier], ["preset", data.preset], ["accuracy weight", number(data.accuracy_weight)], ["format weight", number(data.format_weight)],
+  ["verifier", data.verifier], ["preset", data.preset],
+  ["accuracy weight", number(data.accuracy_weight)], ["format weight", number(data.format_weight)],
   ["progress", `${data.progress_step} / ${data.total_steps}`],
-  ...Object.entries(data.parameters).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]),
+  ...Object.entries(data.parameters).map(([name, value]) =>
+    [name, typeof value === "string" ? value : JSON.stringify(value)]),
 ];
 
 function neighbour(route, data, by) {
@@ -70,22 +75,29 @@ function pictures(data) {
   return data.images.map((image, at) => {
     const [width, height] = image.original;
     const source = picture(image.url);
+    const crisp = width < 300 ? "small" : "";
     const shapes = [
       ...data.gold_shapes.filter((one) => one.image === at).map((one) => drawn(one, width, height, "gold")),
       ...data.answers.flatMap((answer) =>
-        answer.shapes.filter((one) => one.image === at).map((one) => drawn(one, width, height, "answered", answer.answer))),
+        answer.shapes.filter((one) => one.image === at)
+          .map((one) => drawn(one, width, height, "answered", answer.answer))),
     ];
-    const missing = (sentence) => h("p", { class: "empty" }, bdi(sentence));
     return h("figure", { class: "picture", "data-key": image.url },
       h("div", { style: { "aspect-ratio": `${width} / ${height}`, "max-width": `calc(26rem * ${width} / ${height})` } },
-        source ? h("img", { src: source, alt: `Picture ${at + 1} of the question, ${width} × ${height}`, class: width < 300 ? "small" : "", onerror: null, "data-picture": image.url })
-          : missing("The picture was left out of the report."),
-        svg("svg", { viewBox: `0 0 ${WIDE} ${Math.round((WIDE * height) / width)}`, role: "img", "aria-label": told(data) }, shapes)),
-      h("figcaption", { class: "note" }, bdi(image.where), ` · ${width} × ${height}, the model saw ${image.resized[0]} × ${image.resized[1]}`));
+        source
+          ? h("img", { src: source, alt: `Picture ${at + 1} of the question`, class: crisp, "data-picture": image.url })
+          : h("p", { class: "empty" }, "The picture was left out of the report."),
+        svg("svg", {
+          viewBox: `0 0 ${WIDE} ${Math.round((WIDE * height) / width)}`, role: "img", "aria-label": told(data),
+        }, shapes)),
+      h("figcaption", { class: "note" }, bdi(image.where),
+        ` · ${width} × ${height}, the model saw ${image.resized.join(" × ")}`));
   });
 }
 
-const told = (data) => `${data.gold_shapes.length} gold shapes; ` + data.answers.map((one) => `answer ${one.answer + 1}: ${one.shapes.length} shapes`).join(", ");
+const told = (data) =>
+  `${data.gold_shapes.length} gold shapes; ` +
+  data.answers.map((one) => `answer ${one.answer + 1}: ${one.shapes.length} shapes`).join(", ");
 
 /** One shape over a picture: solid for gold, dashed for what an answer said, with its label and IoU. */
 function drawn(shape, width, height, kind, answer = null) {
@@ -96,29 +108,35 @@ function drawn(shape, width, height, kind, answer = null) {
   const body = shape.kind === "box" ? svg("rect", { x: left, y: top, width: right - left, height: bottom - top })
     : shape.kind === "point" ? svg("path", { d: `M${left - 16} ${top}h32M${left} ${top - 16}v32` })
     : svg("polygon", { points: at.map((one) => one.toFixed(1)).join(" ") });
-  const name = kind === "gold" ? shape.label : [shape.label, shape.iou === null ? "" : `IoU ${shape.iou.toFixed(2)}`].filter(Boolean).join(" ");
+  const name = shape.iou === null ? shape.label : `${shape.label} IoU ${shape.iou.toFixed(2)}`.trim();
   const below = kind === "answered"; // so that gold's words and an answer's don't lie on each other
   const y = below ? Math.min(high - 8, bottom + 34) : Math.max(30, top - 10);
   const late = left > 0.7 * WIDE;
-  return svg("g", { class: kind, "data-answer": answer, hidden: kind === "gold" ? !shown.gold : !shown.answers.has(answer) },
+  const hidden = kind === "gold" ? !shown.gold : !shown.answers.has(answer);
+  return svg("g", { class: kind, "data-answer": answer, hidden },
     svg("title", {}, `${kind === "gold" ? "gold" : `answer ${answer + 1}`}: ${name || shape.kind}`), body,
     name && svg("text", { x: late ? right : left, y, "text-anchor": late ? "end" : "start" }, name.slice(0, 60)));
 }
 
 /** What the colours mean, and whose shapes are drawn. */
 function legend(data) {
-  const line = (kind) => svg("svg", { class: `sample ${kind}`, width: 26, height: 8, "aria-hidden": "true" }, svg("path", { d: "M1 4h24" }));
-  const toggle = (name, text, on, set) => h("label", {}, h("input", { type: "checkbox", id: `show-${name}`, checked: on, onchange: (event) => {
-    set(event.target.checked);
-    reveal();
-  } }), text);
+  const line = (kind) =>
+    svg("svg", { class: `sample ${kind}`, width: 26, height: 8, "aria-hidden": "true" }, svg("path", { d: "M1 4h24" }));
+  const toggle = (name, text, on, set) => {
+    const onchange = (event) => {
+      set(event.target.checked);
+      reveal();
+    };
+    return h("label", {}, h("input", { type: "checkbox", id: `show-${name}`, checked: on, onchange }), text);
+  };
   const able = data.answers.filter((one) => one.shapes.length);
   return h("fieldset", { class: "legend", "data-own": true },
     h("legend", { class: "unseen" }, "Shapes shown"),
     h("span", {}, line("gold"), toggle("gold", " gold", shown.gold, (on) => (shown.gold = on))),
     h("span", {}, line("answered"), " answers ", able.map((one) =>
-      toggle(one.answer, ` ${one.answer + 1}`, shown.answers.has(one.answer), (on) => shown.answers[on ? "add" : "delete"](one.answer)))),
-    able.length > 1 && h("button", { type: "button", class: "quiet", id: "show-all", onclick: () => everyone(able) }, "all / none"));
+      toggle(one.answer, ` ${one.answer + 1}`, shown.answers.has(one.answer),
+        (on) => shown.answers[on ? "add" : "delete"](one.answer)))),
+    able.length > 1 && h("button", { type: "button", class: "quiet", onclick: () => everyone(able) }, "all / none"));
 }
 
 function everyone(able) {
@@ -142,33 +160,31 @@ function reveal(pointed = null) {
 function card(one, chosen) {
   const at = one.reasoning ? one.response.indexOf(one.reasoning) : -1;
   const rest = at < 0 ? one.response : one.response.slice(at + one.reasoning.length).replace(/^\s*<\/think>\s*/, "");
-  const report = Object.entries(one.report);
+  const report = Object.entries(one.report).map(([name, value]) => [name, number(value)]);
   const point = () => reveal(one.answer), leave = () => reveal();
   return h("article", {
-    class: chosen ? "item chosen" : "item", "data-key": one.answer, tabindex: "0", "aria-label": `Answer ${one.answer + 1}`,
-    onmouseenter: point, onmouseleave: leave, onfocus: point, onblur: leave,
+    class: chosen ? "item chosen" : "item", "data-key": one.answer, tabindex: "0",
+    "aria-label": `Answer ${one.answer + 1}`, onmouseenter: point, onmouseleave: leave, onfocus: point, onblur: leave,
   },
     h("header", {},
-      h("h2", {}, `Answer ${one.answer + 1}`), h("b", { class: "reward", title: "reward" }, number(one.reward)), verdict(one),
-      h("span", { class: `advantage ${mood(one.advantage)}` }, "advantage ", one.advantage === null ? "–" : signed(one.advantage))),
+      h("h2", {}, `Answer ${one.answer + 1}`), h("b", { class: "reward", title: "reward" }, number(one.reward)),
+      verdict(one),
+      h("span", { class: `advantage ${mood(one.advantage)}` }, `advantage ${signed(one.advantage)}`)),
     one.reason && h("p", { class: "problem" }, bdi(one.reason)),
     one.reasoning && h("details", {},
       h("summary", {}, `Reasoning, ${count(one.reasoning.length)} characters`), passage("Reasoning", one.reasoning)),
     passage(`Answer ${one.answer + 1}`, rest || "(empty)"),
-    one.status === "scored" && figures([["accuracy", one.accuracy], ["format", one.format]]),
+    one.status === "scored" && figures([["accuracy", number(one.accuracy)], ["format", number(one.format)]]),
     report.length > 0 && h("details", { open: report.length <= 6 },
       h("summary", {}, `Report, ${report.length} figures`), figures(report)),
     h("footer", { class: "note" },
-      `${count(one.tokens)} tokens, `, one.finish === "length" ? h("span", { class: "worse" }, "✂ cut at the limit") : `ended by ${one.finish}`,
+      `${count(one.tokens)} tokens, `,
+      one.finish === "length" ? h("span", { class: "worse" }, "✂ cut at the limit") : `ended by ${one.finish}`,
       `, entropy ${number(one.entropy)}`));
 }
 
 /** Text as it was written, in a box that scrolls. */
 const passage = (name, text) => h("pre", { class: "long", tabindex: "0", "aria-label": name }, text);
-
-const figures = (pairs) =>
-  h("dl", { class: "figures" }, pairs.map(([name, value]) =>
-    h("div", {}, h("dt", {}, bdi(name.replaceAll("_", " "))), h("dd", {}, typeof value === "string" ? bdi(value) : number(value)))));
 
 export function after(main) {
   for (const image of main.querySelectorAll("img[data-picture]")) {

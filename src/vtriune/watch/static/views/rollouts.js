@@ -1,11 +1,14 @@
 // #/rollouts/R?filters: the answers of a run, filtered, sorted and searched. In a report: its examples.
 
 import { baked, get } from "../api.js";
-import { bdi, h, to } from "../dom.js";
+import { bdi, h, heads, numbers, to } from "../dom.js";
 import { count, number, signed } from "../format.js";
 
 const LIMIT = 50;
-const FILTERS = ["split", "source", "task", "decoding", "step_from", "step_to", "status", "correct", "finish", "reward_from", "reward_to", "text"];
+const FILTERS = [
+  "split", "source", "task", "decoding", "step_from", "step_to", "status", "correct", "finish", "reward_from",
+  "reward_to", "text",
+];
 
 export const title = ({ parts: [run] }) => `Rollouts of ${run}`;
 export const crumbs = ({ parts: [run] }) => [[run, to(["run", run])], [baked ? "examples" : "rollouts", ""]];
@@ -25,7 +28,8 @@ export async function load(route, signal, show) {
     get("/api/rollouts", query, signal),
   ]);
   const named = grid.sources.filter((one) => one.source !== "all");
-  const data = { ...first, query, sources: named.map((one) => one.source), tasks: [...new Set(named.map((one) => one.task).filter(Boolean))] };
+  const tasks = [...new Set(named.map((one) => one.task).filter(Boolean))];
+  const data = { ...first, query, tasks, sources: named.map((one) => one.source) };
   // A search gives what it found within a moment; it goes on here until the page is full.
   while (query.text && data.next && data.rows.length < LIMIT) {
     data.searching = true;
@@ -40,7 +44,8 @@ export async function load(route, signal, show) {
 /** Another query: the form says it at once, the list starts at its top. */
 export function moved(main, route) {
   const fields = main.querySelector("form.filters")?.elements ?? [];
-  for (const field of fields) if (field.name) field.value = route.query.get(field.name) ?? (field.name === "split" ? "train" : "");
+  for (const field of fields)
+    if (field.name) field.value = route.query.get(field.name) ?? (field.name === "split" ? "train" : "");
   main.querySelector(".scroll")?.scrollTo(0, 0);
 }
 
@@ -56,41 +61,47 @@ export function draw(data, route) {
     form(data, route, query),
     data.damaged.map((one) => h("p", { class: "problem" }, bdi(one))),
     data.rows.length > 0 && h("div", { class: "scroll tall", tabindex: "-1" }, h("table", { class: "rollouts" },
-      h("thead", {}, h("tr", {},
-        sorted("step", "step", data, route, rest), h("th", {}, "source"), h("th", {}, "answer"), sorted("reward", "reward", data, route, rest),
-        h("th", { class: "n" }, "acc."), h("th", {}, "verdict"), h("th", { class: "n" }, "adv."), sorted("tokens", "tokens", data, route, rest), h("th", {}, "ended"))),
+      heads(sorted("step", data, rest), "source", "answer", sorted("reward", data, rest), ["acc."], "verdict", ["adv."],
+        sorted("tokens", data, rest), "ended"),
       h("tbody", {}, data.rows.map((one, at) => row(data.query.run, one, startsGroup(data.rows[at - 1], one)))))),
     data.rows.length === 0 && !data.searching && h("p", { class: "empty" }, data.searched.of === 0
       ? "No rollouts are stored for this run yet."
       : ["No rollout matches. ", h("a", { href: to(["rollouts", data.query.run]) }, "Clear the filters")]),
     h("p", { class: "pages" },
       query.cursor && h("a", { href: to(["rollouts", data.query.run], rest) }, "« first page"),
-      data.next && !data.searching && h("a", { class: "item", href: to(["rollouts", data.query.run], { ...query, cursor: data.next }) }, "next page »")),
+      data.next && !data.searching && h("a", {
+        class: "item", href: to(["rollouts", data.query.run], { ...query, cursor: data.next }),
+      }, "next page »")),
   ];
 }
 
 function standing(data) {
-  const matching = data.matching === null ? `${count(data.rows.length)} found so far` : `${count(data.matching)} match`;
-  const { rows, of } = data.searched;
-  return matching + (rows < of ? `, ${count(rows)} of ${count(of)} looked at${data.searching || !data.query.text ? " …" : ""}` : "");
+  const { matching, searched: { rows, of } } = data;
+  const found = matching === null ? `${count(data.rows.length)} found so far` : `${count(matching)} match`;
+  const goesOn = data.searching || !data.query.text ? " …" : "";
+  return rows < of ? `${found}, ${count(rows)} of ${count(of)} looked at${goesOn}` : found;
 }
 
 const startsGroup = (before, one) => before && ["step", "group", "decoding"].some((name) => before[name] !== one[name]);
 
 function row(run, one, isFirst) {
-  return h("tr", { class: isFirst ? "first" : "", "data-key": [one.split, one.decoding, one.step, one.group, one.answer].join("/"), onclick: (event) => event.target.closest("a") || event.currentTarget.querySelector("a").click() },
-    h("td", { class: "n" }, count(one.step)),
+  return h("tr", {
+    class: isFirst ? "first" : "", "data-key": [one.split, one.decoding, one.step, one.group, one.answer].join("/"),
+    onclick: (event) => event.target.closest("a") || event.currentTarget.querySelector("a").click(),
+  },
+    numbers(count(one.step)),
     h("td", {}, bdi(one.source), one.decoding === "greedy" && h("small", {}, " greedy")),
-    h("td", { class: "text" }, h("a", { class: "item", href: groupLink(run, one, one.answer) }, bdi(one.response.trim() || "(empty)"))),
-    h("td", { class: "n" }, number(one.reward)),
-    h("td", { class: "n" }, number(one.accuracy)),
+    h("td", { class: "text" },
+      h("a", { class: "item", href: groupLink(run, one, one.answer) }, bdi(one.response.trim() || "(empty)"))),
+    numbers(number(one.reward), number(one.accuracy)),
     h("td", {}, verdict(one)),
-    h("td", { class: `n ${mood(one.advantage)}` }, one.advantage === null ? "–" : signed(one.advantage)),
-    h("td", { class: "n" }, count(one.tokens)),
+    h("td", { class: `n ${mood(one.advantage)}` }, signed(one.advantage)),
+    numbers(count(one.tokens)),
     h("td", {}, one.finish === "length" ? h("span", { class: "worse" }, "✂ cut") : one.finish));
 }
 
-export const groupLink = (run, one, answer = "") => to(["group", run, one.split, one.decoding, one.step, one.group], { answer });
+const groupLink = (run, one, answer = "") =>
+  to(["group", run, one.split, one.decoding, one.step, one.group], { answer });
 
 /** A verdict as a sign and a word. */
 export const verdict = ({ status, correct }) =>
@@ -101,24 +112,30 @@ export const verdict = ({ status, correct }) =>
 /** The colour of an advantage; its sign is written, too. */
 export const mood = (advantage) => (advantage > 0 ? "better" : advantage < 0 ? "worse" : "");
 
-function sorted(name, by, data, route, rest) {
-  const now = data.query.sort;
+function sorted(by, data, rest) {
+  const { run, sort: now } = data.query;
   const next = now === `-${by}` ? by : `-${by}`;
   const order = now === `-${by}` ? "descending" : now === by ? "ascending" : "none";
   return h("th", { class: "n", "aria-sort": order },
-    h("a", { id: `sort-${by}`, href: to(["rollouts", route.parts[0]], { ...rest, sort: next }) }, name, { descending: " ↓", ascending: " ↑", none: "" }[order]));
+    h("a", { id: `sort-${by}`, href: to(["rollouts", run], { ...rest, sort: next }) },
+      by, { descending: " ↓", ascending: " ↑", none: "" }[order]));
 }
 
 function form(data, route, query) {
   const submit = (target) => {
-    const wanted = Object.fromEntries([...new FormData(target)].filter(([, value]) => value !== ""));
-    const { sort } = Object.fromEntries(new URLSearchParams(location.hash.split("?")[1]));
-    location.hash = to(["rollouts", route.parts[0]], { ...wanted, split: wanted.split === "train" ? "" : wanted.split, sort });
+    const wanted = Object.fromEntries(new FormData(target));
+    if (wanted.split === "train") wanted.split = "";
+    const sort = new URLSearchParams(location.hash.split("?")[1]).get("sort");
+    location.hash = to(["rollouts", route.parts[0]], { ...wanted, sort });
   };
   const select = (name, label, options) => h("label", {}, label,
-    h("select", { name, id: `filter-${name}` }, options.map(([value, text]) => h("option", { value, selected: (query[name] ?? "") === value }, text))));
+    h("select", { name, id: `filter-${name}` }, options.map(([value, text]) =>
+      h("option", { value, selected: (query[name] ?? "") === value }, text))));
   const range = (name, label, step) => h("span", { class: "range", role: "group", "aria-label": label }, label,
-    ["from", "to"].map((end) => h("input", { type: "number", name: `${name}_${end}`, id: `filter-${name}_${end}`, step, value: query[`${name}_${end}`], placeholder: end, "aria-label": `${label} ${end}` })));
+    ["from", "to"].map((end) => h("input", {
+      type: "number", step, name: `${name}_${end}`, id: `filter-${name}_${end}`, value: query[`${name}_${end}`],
+      placeholder: end, "aria-label": `${label} ${end}`,
+    })));
   const any = (names) => [["", "any"], ...names.map((one) => [one, one])];
   return h("form", {
     class: "filters", "data-own": true, role: "search",
@@ -128,7 +145,10 @@ function form(data, route, query) {
     },
     onchange: (event) => submit(event.currentTarget),
   },
-    h("label", { class: "wide" }, "text ", h("input", { type: "search", name: "text", id: "filter-text", "data-filter": true, value: query.text, maxlength: 500, placeholder: "in answer, prompt or gold" })),
+    h("label", { class: "wide" }, "text ", h("input", {
+      type: "search", name: "text", id: "filter-text", "data-filter": true, value: query.text, maxlength: 500,
+      placeholder: "in answer, prompt or gold",
+    })),
     select("split", "split ", [["train", "training"], ["eval", "held out"]]),
     select("source", "source ", any(data.sources)), select("task", "task ", any(data.tasks)),
     select("decoding", "decoding ", any(["sampled", "greedy"])),
@@ -145,8 +165,9 @@ export function examples(source) {
   if (!shown.length) return h("p", { class: "empty" }, "No example rollouts in this report.");
   return h("section", {}, source && h("h2", {}, "Examples"),
     h("div", { class: "scroll" }, h("table", { class: "rollouts" },
-      h("thead", {}, h("tr", {}, h("th", {}, "source"), h("th", {}, "group"), h("th", { class: "n" }, "step"), h("th", { class: "n" }, "mean reward"), h("th", { class: "n" }, "lowest"), h("th", { class: "n" }, "highest"))),
+      heads("source", "group", ["step", "mean reward", "lowest", "highest"]),
       h("tbody", {}, shown.map((one) => h("tr", { "data-key": `${one.source}/${one.why}` },
-        h("td", {}, bdi(one.source)), h("td", {}, h("a", { class: "item", href: groupLink(baked.run, one) }, one.why)),
-        h("td", { class: "n" }, count(one.step)), [one.mean, one.low, one.high].map((value) => h("td", { class: "n" }, number(value)))))))));
+        h("td", {}, bdi(one.source)),
+        h("td", {}, h("a", { class: "item", href: groupLink(baked.run, one) }, one.why)),
+        numbers(count(one.step), number(one.mean), number(one.low), number(one.high))))))));
 }

@@ -1,7 +1,7 @@
 // #/: the list of runs, to open one or to compare several.
 
 import { get } from "../api.js";
-import { bdi, h, to } from "../dom.js";
+import { bdi, h, heads, numbers, to } from "../dom.js";
 import { count, minutes, number, STATES, when } from "../format.js";
 
 const chosen = new Set(); // names of the runs to compare
@@ -31,10 +31,8 @@ export function draw(data) {
       h("button", { type: "button", id: "compare", onclick: compare }, "Compare curves")),
     h("div", { class: "scroll" },
       h("table", { class: "runs" },
-        h("thead", {}, h("tr", {},
-          h("th", {}, h("span", { class: "unseen" }, "compare")), h("th", {}, "run"), h("th", {}, "state"), h("th", {}, "progress"),
-          h("th", { class: "n" }, "mean reward"), h("th", { class: "n" }, "time"), h("th", { class: "n" }, "alerts"),
-          h("th", {}, "started"))),
+        heads(h("th", {}, h("span", { class: "unseen" }, "compare")), "run", "state", "progress",
+          ["mean reward", "time", "alerts"], "started"),
         h("tbody", {}, data.runs.map(row)))),
   ];
 }
@@ -59,9 +57,8 @@ function row(run) {
       run.problem && h("p", { class: "problem" }, bdi(run.problem))),
     h("td", {}, state(run.state)),
     h("td", {}, sound && progress(run, share)),
-    h("td", { class: "n" }, number(run.reward)),
-    h("td", { class: "n" }, sound ? minutes(run.minutes) : "–"),
-    h("td", { class: "n" }, run.alerts ? h("span", { class: "alert" }, `▲ ${run.alerts}`) : "–"),
+    numbers(number(run.reward), sound ? minutes(run.minutes) : "–",
+      run.alerts ? h("span", { class: "alert" }, `▲ ${run.alerts}`) : "–"),
     h("td", { class: "when" }, when(run.started)));
 }
 

@@ -22,13 +22,15 @@ export async function load(route, signal) {
   const [all, grid, ...figures] = await Promise.all([
     get("/api/runs", {}, signal),
     get("/api/grid", { run, points: 60 }, signal),
-    ...names.map((name) => get("/api/figures", { run: name, source }, signal).catch((error) => without(error, name === run))),
+    ...names.map((name) =>
+      get("/api/figures", { run: name, source }, signal).catch((error) => without(error, name === run))),
   ]);
   const union = (split) => [...new Set(figures.flatMap((one) => one[split]))];
   const row = grid.sources.find((one) => one.source === source);
   return {
-    run, source, names, all: all.runs.filter((one) => one.state !== "damaged"), sources: grid.sources.map((one) => one.source),
-    alerts: row?.alerts ?? [], task: row?.task ?? "", sections: sections(union("train"), union("eval")),
+    run, source, names, all: all.runs.filter((one) => one.state !== "damaged"),
+    sources: grid.sources.map((one) => one.source), tasks: grid.tasks, alerts: row?.alerts ?? [], task: row?.task ?? "",
+    sections: sections(union("train"), union("eval")),
   };
 }
 
@@ -60,17 +62,20 @@ export function draw(data, route) {
       h("h1", {}, bdi(data.source)), h("span", { class: "note" }, bdi(data.task)),
       h("label", {}, "source ",
         h("select", { id: "source", onchange: (event) => jump(route, event.target.value) },
-          data.sources.map((one) => h("option", { value: one, selected: one === data.source }, one)))),
+          [...data.sources, ...data.tasks].map((one) =>
+            h("option", { value: one, selected: one === data.source }, one)))),
       h("span", { class: "links" },
-        h("a", { href: to(["rollouts", data.run], { source: data.source === "all" ? "" : data.source }) }, baked ? "Examples" : "Rollouts"))),
+        h("a", { href: to(["rollouts", data.run], filter(data.source)) },
+          baked ? "Examples" : "Rollouts"))),
     data.alerts.length > 0 && h("ul", { class: "alerts" }, data.alerts.map((one) =>
-      h("li", {}, h("span", { class: "alert" }, "▲ "), `step ${one.step}${one.until === null ? "" : `–${one.until}, over`}: `, bdi(one.message)))),
+      h("li", {}, h("span", { class: "alert" }, "▲ "),
+        `step ${one.step}${one.until === null ? "" : `–${one.until}, over`}: `, bdi(one.message)))),
     h("div", { class: "controls" }, controls(), !baked && picker(data, route)),
     data.sections.length === 0 && h("p", { class: "empty" }, "No figures of this source yet."),
     data.sections.map(([name, split, figures]) =>
       h("section", { "data-key": name }, h("h2", {}, name),
         h("div", { class: "curves" }, figures.map((figure) => card(data, figure, split))))),
-    baked && examples(data.source),
+    baked && data.sources.includes(data.source) && examples(data.source),
   ];
 }
 
@@ -88,8 +93,12 @@ function controls() {
       h("input", { type: "range", id: "smoothing", min: "0", max: "0.98", step: "0.02", value: settings.weight,
         oninput: (event) => change({ weight: Number(event.target.value) }) }),
       h("output", { for: "smoothing" }, settings.weight.toFixed(2))),
-    h("label", {}, h("input", { type: "checkbox", id: "log", checked: settings.log, onchange: (event) => change({ log: event.target.checked }) }), " log scale"),
-    h("input", { type: "search", id: "figures-filter", "data-filter": true, placeholder: "filter figures", "aria-label": "Filter figures", value: settings.wanted,
+    h("label", {},
+      h("input", { type: "checkbox", id: "log", checked: settings.log,
+        onchange: (event) => change({ log: event.target.checked }) }),
+      " log scale"),
+    h("input", { type: "search", id: "figures-filter", "data-filter": true, value: settings.wanted,
+      placeholder: "filter figures", "aria-label": "Filter figures",
       oninput: (event) => change({ wanted: event.target.value }) }));
 }
 
@@ -112,8 +121,13 @@ function picker(data, route) {
   const others = data.all.filter((one) => !data.names.includes(one.name));
   return h("div", { class: "legend" },
     data.names.map((name, at) => h("span", { "data-key": name }, sample(at), bdi(name),
-      at > 0 && h("button", { type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => pick(name, false) }, "×"))),
-    others.length > 0 && h("select", { id: "overlay", "data-key": "overlay", "aria-label": "Overlay another run", onchange: (event) => pick(event.target.value, true) },
+      at > 0 && h("button", {
+        type: "button", class: "quiet", "aria-label": `Remove ${name}`, onclick: () => pick(name, false),
+      }, "×"))),
+    others.length > 0 && h("select", {
+      id: "overlay", "data-key": "overlay", "aria-label": "Overlay another run",
+      onchange: (event) => pick(event.target.value, true),
+    },
       h("option", { value: "" }, "+ overlay a run"), others.map((one) => h("option", { value: one.name }, one.name))));
 }
 
@@ -124,8 +138,10 @@ export function after(main, data, route, signal) {
     const { figure, split } = node.dataset;
     if (again || !node.series) {
       try {
-        const answer = await get("/api/series", { run: data.names, source: data.source, figure, split, points: 600 }, signal);
-        node.series = data.names.map((name) => answer.series.find((one) => one.run === name) ?? { run: name, steps: [], mean: [] });
+        const asked = { run: data.names, source: data.source, figure, split, points: 600 };
+        const { series } = await get("/api/series", asked, signal);
+        node.series = data.names.map((name) =>
+          series.find((one) => one.run === name) ?? { run: name, steps: [], mean: [] });
       } catch (error) {
         if (error.name !== "AbortError") node.querySelector(".readout").textContent = error.message;
         return;
@@ -156,8 +172,10 @@ export function after(main, data, route, signal) {
 function paint(node, data) {
   const plot = node.querySelector(".plot");
   const last = (series) => series.mean.findLast((value) => value !== null) ?? null;
-  const told = node.series.map((one) => `${one.run}: ${number(one.mean.find((value) => value !== null))} → ${number(last(one))}`);
-  plot.setAttribute("aria-label", `${node.dataset.figure}, ${node.dataset.split}. ${told.join(", ")}. Arrow keys move along the curve${baked ? "" : ", Enter opens the rollouts"}.`);
+  const first = (series) => series.mean.find((value) => value !== null);
+  const told = node.series.map((one) => `${one.run}: ${number(first(one))} → ${number(last(one))}`);
+  const keys = `Arrow keys move along the curve${baked ? "" : ", Enter opens the rollouts"}.`;
+  plot.setAttribute("aria-label", `${node.dataset.figure}, ${node.dataset.split}. ${told.join(", ")}. ${keys}`);
   const readout = ([step, values]) => {
     const told = node.querySelector(".readout");
     told.dataset.step = step === null ? "" : `step ${step}`;
@@ -173,8 +191,14 @@ function rolloutsAt(node, data, step) {
   const near = node.series.findIndex((one) => one.steps.includes(step));
   const run = data.names[Math.max(0, near)];
   if (baked) return;
-  const source = data.source === "all" ? "" : data.source;
-  location.hash = to(["rollouts", run], { split: node.dataset.split, source, step_from: step, step_to: step });
+  const wanted = { split: node.dataset.split, ...filter(data.source), step_from: step, step_to: step };
+  location.hash = to(["rollouts", run], wanted);
+}
+
+/** The rollouts of a source, of a task (`task:math`) or of all. */
+function filter(source) {
+  if (source === "all") return {};
+  return source.startsWith("task:") ? { task: source.slice(5) } : { source };
 }
 
 function narrow() {
