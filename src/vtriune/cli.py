@@ -456,26 +456,20 @@ def verifiers(
 @app.command()
 def plot(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    figure: Annotated[str, typer.Argument(help="fig6, fig7b, fig7c or fig13; see below.")],
+    figure: Annotated[str, typer.Argument(help="fig6, fig7b, fig7c or fig13, as above.")],
     out: Annotated[
         Path | None, typer.Argument(help="The .svg or .png to write; default: <run>-<figure>.svg.", show_default=False)
     ] = None,
     source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
     other: Annotated[list[Path] | None, typer.Option("--run", help="Another run beside it; may be repeated.")] = None,
-    step: Annotated[list[int] | None, typer.Option(help="fig7c: only this step; may be repeated.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="Of fig7c: only this step; may be repeated.")] = None,
 ) -> None:
     """Draw one of the paper's figures about monitoring from a run.
 
-    [bold]fig6[/bold]: accuracy reward of detection and grounding sources over training, with eps of Dynamic IoU; the
-    share of answered boxes that reach IoU 0.50, 0.75, 0.95 and 0.99. --run: runs with other schedules.
-
-    [bold]fig7b[/bold]: norm of the whole gradient over training, and of each part's. --run: runs that train others.
-
-    [bold]fig7c[/bold]: norm of each layer's gradient, mean over the steps or at each --step, from the last layer to the
-    first, with the ratio of first to last.
-
-    [bold]fig13[/bold]: per source over training: reward, response length (all, correct, incorrect answers), share of
-    answers with a reflection word, share of correct ones among these, share of answers cut at the token limit.
+    [bold]fig6[/bold]: accuracy reward and eps of box sources; share of boxes that reach IoU 0.50, 0.75, 0.95, 0.99.
+    [bold]fig7b[/bold]: norm of the whole gradient, and of each part's.
+    [bold]fig7c[/bold]: norm of each layer's gradient, mean over the steps or at each --step; first layer / last layer.
+    [bold]fig13[/bold]: per source: reward, response length, reflection, correct among reflecting, truncation.
 
     [bold]vtriune plot runs/demo fig13 --source math --source detection[/bold]
     [bold]vtriune plot runs/joint fig7b fig7b.png --run runs/language_only[/bold]

@@ -362,6 +362,38 @@ def test_a_writer_killed_in_the_middle_of_an_append_loses_no_earlier_step(tmp_pa
     assert [row["step"] for row in read_metrics(folder)] == [1, 2]
 
 
+TORN = {
+    "metrics.jsonl": b'{"metrics": {"all/rew',
+    "alerts.jsonl": b'{"kind": "no_sp',
+    "quarantine.jsonl": b'{"reason": "',
+    "skipped.jsonl": b"{",
+    ".run.json.tmp": b'{"total_st',
+    ".summary.json.tmp": b"{",
+    "rollouts/.step-000005.parquet.tmp": b"PAR1 and no more",
+    "history.bin": b"row ",
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_run_killed_in_the_middle_of_any_write_opens_without_loss_of_earlier_steps(
+    tmp_path: Path, judged: Judged, name: str
+) -> None:
+    with create(tmp_path) as store:
+        train(store, range(1, 5), judged)
+        store.alert(2, Alert("math", "no_spread", 1, "all rewards are equal"))
+    before = contents(tmp_path)
+    with (tmp_path / name).open("ab") as file:
+        file.write(TORN[name])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+    assert [alert.since for alert in read_alerts(tmp_path)] == [1]
+    assert (inspect(tmp_path).state, inspect(tmp_path).step) == (RunState.STOPPED, 4)
+    assert list(rollout_files(tmp_path, "train")) == [1, 2, 3, 4]
+    assert len(pd.read_parquet(tmp_path / "rollouts")) == 8 + 2 * 3
+    with RunStore.resume(tmp_path, step=4, threads=1):
+        pass
+    assert contents(tmp_path) == before
+
+
 def test_a_worker_that_outlives_its_killed_training_does_not_keep_the_run_locked(tmp_path: Path) -> None:
     process = start_writer(tmp_path, "with a worker")
     worker = printed_line(process)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,6 +19,7 @@ import orjson
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from vtriune.monitor.metrics import sources_of
 from vtriune.monitor.rollouts import read_columns
@@ -35,8 +37,6 @@ _PARTS = ("vision", "connector", "llm")
 _LINES = ("-", "--", ":", "-.")
 """Of the first run, the second, ..."""
 _SUFFIXES = (".svg", ".png")
-_STYLE = {"text.parse_math": False, "svg.hashsalt": "vtriune"}
-"""Names are not formulas; the same run gives the same file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def plot(
         raise UserError(f"{out}: is of no kind that can be drawn; end its name in {', '.join(_SUFFIXES)}")
     figure = draw(name, folders, sources=sources, steps=steps, eps=eps)
     try:
-        with rc_context(_STYLE):
+        with _style():
             figure.savefig(out, dpi=150, metadata={"Date": None} if out.suffix == ".svg" else None)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); choose another file") from error
@@ -97,7 +97,7 @@ def draw(
     if sources and name in ("fig7b", "fig7c"):
         raise UserError(f"--source: gradients are of a whole step, so {name} has no sources; leave it out")
     runs = [_read(folder) for folder in folders]
-    with rc_context(_STYLE):
+    with _style():
         match name:
             case "fig6":
                 return _fig6(runs, sources, eps)
@@ -116,7 +116,7 @@ def _fig6(runs: Sequence[_Run], wanted: Sequence[str], eps: Eps) -> Figure:
     """
 
     def box_figures(source: str) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for least in _IOU:
             for kind in ("precision", "iou"):
                 if f"{source}/{kind}_{least}" in runs[0].curves:
@@ -203,7 +203,7 @@ def _fig7c(runs: Sequence[_Run], steps: Sequence[int]) -> Figure:
                         label=f"{part}{when}: first / last {ratio}",
                     )
         axis.invert_xaxis()
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylim(bottom=0)
         axis.set_xlabel("layer")
     _label(axes, ["norm of the gradient"])
@@ -240,6 +240,11 @@ def _fig13(runs: Sequence[_Run], wanted: Sequence[str]) -> Figure:
             axes[row][column].set_ylim(bottom=0)
     _label(axes, list(_ROWS))
     return figure
+
+
+def _style() -> AbstractContextManager[None]:
+    """Names are not formulas; the same run gives the same file."""
+    return rc_context({"text.parse_math": False, "svg.hashsalt": "vtriune"})
 
 
 def _read(folder: Path) -> _Run:

@@ -14,8 +14,7 @@
 `step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
 All but `timing` (seconds, tokens/s) is equal in an uninterrupted run and a resumed one. Checkpoints are the engine's.
 
-    pandas.read_parquet("runs/demo/rollouts")
-    pandas.json_normalize(map(json.loads, open("runs/demo/metrics.jsonl")))
+docs/run_folder.md tells every key and column, and how to read them with pandas and DuckDB.
 """
 
 from __future__ import annotations
