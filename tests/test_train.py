@@ -154,7 +154,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert names[0] == names[1]
     for name in names[0]:
         assert pq.read_table(one / "rollouts" / name).equals(pq.read_table(other / "rollouts" / name)), name
-    assert (one / "quarantine.jsonl").read_bytes() == (other / "quarantine.jsonl").read_bytes()
+    for name in ("quarantine.jsonl", "alerts.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
     last = f"checkpoints/step-{STEPS:06d}"
     assert (one / last / "model.safetensors").read_bytes() == (other / last / "model.safetensors").read_bytes()
     assert (one / last / "state.json").read_bytes() == (other / last / "state.json").read_bytes()
@@ -339,6 +340,12 @@ def test_every_stored_verdict_follows_from_what_is_stored_beside_it(whole: Path)
             assert json.loads(row["report"]) == verdict.report
             seen.add((row["verifier"], row["split"], row["correct"]))
     assert len(seen) == 8
+
+
+def test_a_trained_run_judged_again_agrees_with_its_log_to_the_last_bit(whole: Path, vtriune: Vtriune) -> None:
+    stored = sum(pq.read_metadata(path).num_rows for path in (whole / "rollouts").iterdir())
+    done = vtriune("rejudge", whole)
+    assert (done.returncode, done.stdout) == (0, f"{stored} of {stored} verdicts agree with the log to the last bit\n")
 
 
 def test_training_changes_the_language_model_only(whole: Path, taught_model: Path) -> None:

@@ -298,9 +298,9 @@ def rejudge(
     read = [Change.read(text) for text in changes or ()]
     again = Rejudging(run, read, steps=None if steps is None else read_steps(steps), source=source, load=load or ())
     columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with again.open_judge() as judges, Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         bar = bars.add_task("", total=again.total)
-        result = again.run(lambda count: bars.advance(bar, count))
+        result = again.run(judges, lambda count: bars.advance(bar, count))
     if as_json:
         out = orjson.dumps(table.as_json(result, changed=bool(read)), option=orjson.OPT_INDENT_2)
         sys.stdout.write(out.decode() + "\n")

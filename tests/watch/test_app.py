@@ -474,6 +474,7 @@ def test_a_long_file_is_read_in_the_background_and_the_grid_says_how_far(
 ) -> None:
     (runs / "demo" / "history.bin").unlink()
     monkeypatch.setattr(watched, "PATIENCE", 0.0)  # a row at a time
+    monkeypatch.setattr(watched, "SLICE", 0.0)
     told = grid(client)
     assert told["read"]["bytes"] < told["read"]["of"]
     while told["read"]["bytes"] < told["read"]["of"]:

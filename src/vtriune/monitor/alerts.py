@@ -1,4 +1,4 @@
-"""Which source is sick: alerts that begin and end, told from the figures of the training steps alone.
+"""Which source is sick: alerts that begin and end, told from the figures of training steps and evaluations alone.
 
 Pure: the same rows give the same alerts, however often a run is resumed. The figures are metrics.py's; how alerts are
 stored is store.py's, how they are read runs.py's.
@@ -29,10 +29,15 @@ COLLAPSED = 0.5
 TRUNCATED = 0.1
 """Rise of the truncated share. A cut answer is judged wrong whatever it was going to say."""
 LONGER = 1.5
-"""Growth of incorrect answers. Between two windows of a healthy source lengths differ by some per cent."""
-ENTROPY = 0.05
+"""Growth of incorrect answers beyond that of correct ones. Where reasoning is learned, both grow, and that is well."""
+ENTROPY_GONE = 0.05
 """Share of the highest entropy. Sharpening to a third or a tenth is what RL does; below that sampling is greedy, and
 the answers to a prompt stop differing."""
+ENTROPY_GROWN = 3.0
+"""Times the lowest entropy. A policy that is rewarded sharpens; one that flattens is losing what it could do."""
+FELL = 3.0
+"""Standard errors between a held-out score and the best before. They are those of independent prompts; the prompts are
+the same each time, so that chance alone moves the difference less."""
 LOST = 0.05
 """Share of answers without a verdict. A whole step without any is told at once; one bad row of a small source isn't."""
 GRADIENT = 10.0
@@ -44,13 +49,15 @@ SPREADLESS_GROUPS = 30
 
 Kind = Literal[
     "reward_collapsed",
-    "no_spread",
-    "truncation_rising",
-    "incorrect_longer",
+    "evaluation_fell",
+    "gradient_norm",
     "entropy_to_zero",
+    "entropy_rising",
+    "incorrect_longer",
+    "truncation_rising",
+    "no_spread",
     "failed",
     "unscorable",
-    "gradient_norm",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -70,38 +77,41 @@ class Alert:
 
 
 class Alerts:
-    """Watches the rows of a run's training steps, in order.
+    """Watches the rows of a run, in order.
 
     | kind | holds while | began |
     |---|---|---|
     | `reward_collapsed` | mean `reward` of the WINDOW < COLLAPSED x the best window's since `eps` last changed | the first step of the window below that |
+    | `entropy_to_zero` | mean `entropy` of the window < ENTROPY_GONE x the highest window's | the first below that |
+    | `entropy_rising` | mean `entropy` of the window > ENTROPY_GROWN x the lowest window's | the first above that |
+    | `incorrect_longer` | mean `length_incorrect` of the window > LONGER x the lowest window's x the growth of `length_correct` since, if it grew | the first above that |
     | `truncation_rising` | mean `truncated` of the window > the lowest window's + TRUNCATED | the first above that |
-    | `incorrect_longer` | mean `length_incorrect` of the window > LONGER x the lowest window's | the first above that |
-    | `entropy_to_zero` | mean `entropy` of the window < ENTROPY x the highest window's | the first below that |
+    | `evaluation_fell` | held-out `score` < the best before by more than FELL standard errors of the difference | that step |
     | `no_spread` | `zero_spread` was 1 in every step of the window, in SPREADLESS_GROUPS groups or more | the first of them |
     | `failed`, `unscorable` | mean share of the window, steps before the run counting as 0, > LOST | the first above that |
     | `gradient_norm` | some `grad_norm_<part>` > GRADIENT x its median over GRADIENT_STEPS earlier steps or more | that step |
 
-    The first four must also lie beyond the noise: NOISE standard errors of the difference of two windows, by the mean
+    The first five must also lie beyond the noise: NOISE standard errors of the difference of two windows, by the mean
     square of the source's differences from step to step. Steps without the figure are not counted. A raised eps lowers
-    the reward of the same answers, so that the best reward is looked for anew.
+    the reward of the same answers, so that the best reward is looked for anew. All end after CALM steps that are well,
+    `evaluation_fell` with the first such evaluation.
 
-    What begins and ends there is the same whether a run is watched step by step or its rows are read again.
+    The paper's four signs of instability (section 4) are a degraded evaluation, spikes of gradient norms, large
+    fluctuations of entropy, and abrupt growth of answers, above all of incorrect ones.
     """  # noqa: E501
 
     def __init__(self) -> None:
-        self._watched: dict[str, list[_Watch]] = {}
+        self._watched: dict[tuple[str, str], list[_Watch]] = {}
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> list[Alert]:
-        """Look at the figures of one training step. Returns the alerts that it opened and those that it closed."""
+    def update(self, step: int, split: Literal["train", "eval"], metrics: Mapping[str, float]) -> list[Alert]:
+        """Look at the figures of a row. Returns the alerts that it opened and those that it closed."""
         # What a row can't hold says nothing, so that reading the rows again says the same.
         metrics = {key: float(value) for key, value in metrics.items() if math.isfinite(value)}
         changes = []
         for source in (*sources_of(metrics), ALL):
-            if source not in self._watched:
-                rules = [_Gradient()] if source == ALL else _rules_of_a_source()
-                self._watched[source] = [_Watch(source, rule) for rule in rules]
-            for watch in self._watched[source]:
+            if (source, split) not in self._watched:
+                self._watched[source, split] = [_Watch(source, rule) for rule in _rules(source, split)]
+            for watch in self._watched[source, split]:
                 if change := watch.update(step, metrics):
                     changes.append(change)
         return changes
@@ -109,7 +119,7 @@ class Alerts:
     @property
     def open(self) -> list[Alert]:
         """Those that last, by source."""
-        return [w.alert for source in sorted(self._watched) for w in self._watched[source] if w.alert]
+        return [watch.alert for key in sorted(self._watched) for watch in self._watched[key] if watch.alert]
 
 
 class _Finding(NamedTuple):
@@ -127,6 +137,8 @@ _Figure = Callable[[str], float | None]
 class _Rule(Protocol):
     @property
     def kind(self) -> Kind: ...
+    @property
+    def calm(self) -> int: ...
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
         """What the step says, given a source's figures by name; None if it says nothing."""
@@ -134,28 +146,32 @@ class _Rule(Protocol):
 
 @dataclass(slots=True)
 class _Watch:
-    """One rule on one source: its alert begins with a finding and ends after CALM steps without one."""
+    """One rule on one source: its alert begins with a finding and ends after `calm` steps without one."""
 
     source: str
     rule: _Rule
     alert: Alert | None = None
     well: list[int] = field(default_factory=list)
-    """Steps without a finding since the last one."""
+    """Steps without a finding since the last one, while an alert lasts."""
+    over: int = 0
+    """Until when the last alert lasted."""
 
     def update(self, step: int, metrics: Mapping[str, float]) -> Alert | None:
         finding = self.rule.look(step, lambda name: metrics.get(f"{self.source}/{name}"))
         if finding is None:
             return None
         if finding.began is None:
-            self.well.append(step)
-            if self.alert is None or len(self.well) < CALM:
+            if self.alert is None:
                 return None
-            ended, self.alert = replace(self.alert, until=self.well[0]), None
+            self.well.append(step)
+            if len(self.well) < self.rule.calm:
+                return None
+            self.over = self.well[0]
+            ended, self.alert = replace(self.alert, until=self.over), None
             return ended
         opened = None
         if self.alert is None:
-            # Steps that were well by the time they were looked at began nothing.
-            began = max(finding.began, self.well[0]) if len(self.well) == CALM else finding.began
+            began = max(finding.began, self.over)  # a window can reach back into the last alert
             self.alert = opened = Alert(self.source, self.rule.kind, began, finding.message)
         self.well.clear()
         return opened
@@ -207,30 +223,36 @@ class _Drift:
     """The message, with {now} and {best}."""
     anew: str = ""
     """A figure at whose change the best window is forgotten."""
+    beside: str = ""
+    """A figure whose growth since the best window raises the limit."""
+    calm: int = CALM
     ruler: float | None = None
     window: _Window = field(default_factory=_Window)
-    best: float | None = None
+    other: _Window = field(default_factory=_Window)
+    best: tuple[float, float] | None = None
+    """Means of the best window, and of the other figure then; 0 where it has none."""
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
-        value = figure(self.figure)
+        value, ruler, other = figure(self.figure), figure(self.anew), figure(self.beside)
         if value is None:
             return None
-        ruler = figure(self.anew) if self.anew else None
         if ruler != self.ruler:
             self.ruler, self.best = ruler, None
             self.window.values.clear()
         self.window.add(step, value)
+        if other is not None:
+            self.other.add(step, other)
         if not self.window.full:
             return _WELL
-        now = self.window.mean
-        if self.best is None or (now > self.best if self.falls else now < self.best):
-            self.best = now
-        limit = self.limit(self.best)
-        if not self._beyond(now, limit) or abs(now - self.best) <= NOISE * self.window.error:
+        now, beside = self.window.mean, self.other.mean if self.other.full else 0.0
+        if self.best is None or (now > self.best[0] if self.falls else now < self.best[0]):
+            self.best = now, beside
+        best, before = self.best
+        limit = self.limit(best) * max(1.0, beside / before if before else 1.0)
+        if not self._beyond(now, limit) or abs(now - best) <= NOISE * self.window.error:
             return _WELL
-        # There is such a step: a mean is not beyond a limit that none of its values is beyond.
-        began = next(seen.step for seen in self.window.values if self._beyond(seen.value, limit))
-        return _Finding(began, self.says.format(now=now, best=self.best))
+        began = next((seen.step for seen in self.window.values if self._beyond(seen.value, limit)), step)
+        return _Finding(began, self.says.format(now=now, best=best))
 
     def _beyond(self, value: float, limit: float) -> bool:
         return value < limit if self.falls else value > limit
@@ -241,6 +263,7 @@ class _Lost:
     """Too many answers have no verdict."""
 
     kind: Literal["failed", "unscorable"]
+    calm: int = CALM
     window: _Window = field(default_factory=_Window)
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
@@ -251,7 +274,7 @@ class _Lost:
         mean = self.window.mean
         if mean <= LOST:
             return _WELL
-        began = next(seen.step for seen in self.window.values if seen.value > LOST)
+        began = next((seen.step for seen in self.window.values if seen.value > LOST), step)
         what = "could not be judged, which is our side's doing" if self.kind == "failed" else "belong to broken samples"
         return _Finding(began, f"{share:.0%} of the answers {what}; {mean:.0%} over {WINDOW} steps")
 
@@ -261,6 +284,7 @@ class _NoSpread:
     """No group teaches anything."""
 
     kind: Kind = "no_spread"
+    calm: int = CALM
     groups: deque[_Seen] = field(default_factory=lambda: deque(maxlen=WINDOW))
     """Numbers of groups of the last steps, all without spread."""
 
@@ -274,8 +298,8 @@ class _NoSpread:
         self.groups.append(_Seen(step, groups))
         count = sum(seen.value for seen in self.groups)
         if len(self.groups) < WINDOW or count < SPREADLESS_GROUPS:
-            return _WELL
-        said = f"all {count:.0f} groups of {WINDOW} steps had equal rewards, {reward:.2f} on average in the last one"
+            return None  # neither well nor long enough
+        said = f"all {count:.0f} groups of {WINDOW} steps had equal rewards, {reward:.3g} on average in the last one"
         return _Finding(self.groups[0].step, said)
 
 
@@ -284,28 +308,49 @@ class _Gradient:
     """The gradient of a part of the model is far above what it was."""
 
     kind: Kind = "gradient_norm"
+    calm: int = CALM
     parts: dict[str, list[float]] = field(default_factory=lambda: {"vision": [], "connector": [], "llm": []})
     """Norms so far, sorted."""
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
-        worst = None
+        found: _Finding | None = None
         for part, norms in self.parts.items():
             norm = figure(f"grad_norm_{part}")
             if norm is None:
                 continue
-            usual = median(norms) if len(norms) >= GRADIENT_STEPS else math.inf
-            if worst is None or norm * worst[2] > worst[1] * usual:
-                worst = part, norm, usual
+            found = found or _WELL
+            if len(norms) >= GRADIENT_STEPS and norm > GRADIENT * median(norms) and found is _WELL:
+                found = _Finding(step, f"gradient norm of {part} {norm:.3g}, its median so far {median(norms):.3g}")
             insort(norms, norm)
-        if worst is None:
+        return found
+
+
+@dataclass(slots=True)
+class _Fell:
+    """A held-out score is worse than it was."""
+
+    kind: Kind = "evaluation_fell"
+    calm: int = 1
+    best: tuple[float, float] | None = None
+    """The best score, and its standard error."""
+
+    def look(self, step: int, figure: _Figure) -> _Finding | None:
+        score, error = figure("score"), figure("score_se")
+        if score is None or error is None:
             return None
-        part, norm, usual = worst
-        if norm <= GRADIENT * usual:
+        if self.best is None or score > self.best[0]:
+            self.best = score, error
+        best, its_error = self.best
+        if best - score <= FELL * math.hypot(error, its_error):
             return _WELL
-        return _Finding(step, f"gradient norm of {part} is {norm:.3g}, its median so far {usual:.3g}")
+        return _Finding(step, f"held-out score {score:.1f} \u00b1 {error:.1f}, once {best:.1f} \u00b1 {its_error:.1f}")
 
 
-def _rules_of_a_source() -> list[_Rule]:
+def _rules(source: str, split: str) -> list[_Rule]:
+    if split == "eval":
+        return [_Fell()]
+    if source == ALL:
+        return [_Gradient()]
     steps = f"over {WINDOW} steps"
     return [
         _Drift(
@@ -317,11 +362,18 @@ def _rules_of_a_source() -> list[_Rule]:
             anew="eps",
         ),
         _Drift(
-            "truncation_rising",
-            "truncated",
+            "entropy_to_zero",
+            "entropy",
+            falls=True,
+            limit=lambda best: ENTROPY_GONE * best,
+            says=f"entropy {{now:.2g}} nats {steps}, once {{best:.2g}}",
+        ),
+        _Drift(
+            "entropy_rising",
+            "entropy",
             falls=False,
-            limit=lambda best: best + TRUNCATED,
-            says=f"{{now:.0%}} of the answers are cut at the token limit {steps}, once {{best:.0%}}",
+            limit=lambda best: ENTROPY_GROWN * best,
+            says=f"entropy {{now:.2g}} nats {steps}, once {{best:.2g}}",
         ),
         _Drift(
             "incorrect_longer",
@@ -329,13 +381,14 @@ def _rules_of_a_source() -> list[_Rule]:
             falls=False,
             limit=lambda best: LONGER * best,
             says=f"incorrect answers are {{now:.0f}} tokens long {steps}, once {{best:.0f}}",
+            beside="length_correct",
         ),
         _Drift(
-            "entropy_to_zero",
-            "entropy",
-            falls=True,
-            limit=lambda best: ENTROPY * best,
-            says=f"entropy {{now:.2g}} nats {steps}, once {{best:.2g}}",
+            "truncation_rising",
+            "truncated",
+            falls=False,
+            limit=lambda best: best + TRUNCATED,
+            says=f"{{now:.0%}} of the answers are cut at the token limit {steps}, once {{best:.0%}}",
         ),
         _NoSpread(),
         _Lost("failed"),

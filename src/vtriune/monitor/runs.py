@@ -128,8 +128,7 @@ def watched(folder: Path) -> Alerts:
     """
     alerts = Alerts()
     for row in read_metrics(folder):
-        if row["split"] == "train":
-            alerts.update(row["step"], row["metrics"])
+        alerts.update(row["step"], row["split"], row["metrics"])
     return alerts
 
 
@@ -140,9 +139,15 @@ def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
 
 def rollout_files(folder: Path, split: RowSplit) -> dict[int, Path]:
     """The stored rollout files of a split by step, in order."""
-    paths = [path for path in (folder / "rollouts").glob("*.parquet") if path.stem.rpartition("-")[2].isdecimal()]
-    steps = {path: int(path.stem.rpartition("-")[2]) for path in paths}
-    return {step: path for path, step in sorted(steps.items()) if path == rollout_file(folder, split, step)}
+    prefix, suffix = rollout_file(folder, split, 0).name.split("000000")
+    try:
+        with os.scandir(folder / "rollouts") as entries:
+            names = {entry.name for entry in entries}
+    except OSError:
+        return {}
+    numbers = (name.removeprefix(prefix).removesuffix(suffix) for name in names if name.startswith(prefix))
+    steps = sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
+    return {step: path for step in steps if (path := rollout_file(folder, split, step)).name in names}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

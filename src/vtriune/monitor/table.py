@@ -26,7 +26,7 @@ from vtriune.monitor.evaluation import (
     sources_scored_in,
 )
 from vtriune.monitor.files import read_rows
-from vtriune.monitor.metrics import ALL, sources_of
+from vtriune.monitor.metrics import ALL, TASK, sources_of
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import RunState, find_runs, inspect, read_alerts, read_metrics, rollout_files
 from vtriune.types import UserError
@@ -152,7 +152,7 @@ def alert_line(alert: Alert) -> Text:
     """One line for an alert that began, or ended."""
     if alert.until is None:
         return plain(f"! {alert.source}: {alert.kind} since step {alert.since}: {alert.message}", "yellow")
-    return plain(f"  {alert.source}: {alert.kind} of step {alert.since} is over since step {alert.until}", "green")
+    return plain(f"  {alert.source}: {alert.kind}, begun at step {alert.since}, is over since {alert.until}", "green")
 
 
 def runs_table(root: Path) -> Table:
@@ -243,7 +243,7 @@ def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -
     are many, are for TensorBoard.
     """
     layers = {key for key in metrics if key.startswith("layer_") and "/grad_norm_" in key}
-    keys = {key: key.rpartition("/") for key in metrics.keys() - layers}
+    keys = {key: key.rpartition("/") for key in metrics.keys() - layers if not key.startswith(TASK)}
     per_source = {figure for source, _, figure in keys.values() if source in sources and source != ALL}
     rest = [key for key, (source, _, figure) in keys.items() if source not in sources or figure not in per_source]
     return "  ".join(f"{key} {metrics[key]:.4g}" for key in sorted(rest))

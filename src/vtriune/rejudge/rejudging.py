@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vtriune.grpo.advantages import Advantage, group_advantages
 from vtriune.monitor.files import DamagedRun
+from vtriune.monitor.metrics import ALL
 from vtriune.monitor.rollouts import read_columns
 from vtriune.monitor.runs import SPLITS, RowSplit, read_recipe, read_run_file, rollout_files
 from vtriune.rejudge.changes import Change, apply, near, parameters_of
@@ -156,7 +157,10 @@ class Rejudged:
     """The first SHOWN that disagree."""
     failed: int = 0
     """Stored as failed: they have no verdict to agree with."""
+    new_figures: set[str] = field(default_factory=set)
+    """Figures that verifiers report now, and did not when the run was made."""
     effects: dict[tuple[RowSplit, str], Effect] = field(default_factory=dict)
+    """By split and source, and of all sources together as `all`."""
 
 
 class Rejudging:
@@ -229,19 +233,23 @@ class Rejudging:
                 known = sorted({name for verifier in verifiers for name in parameters_of(verifier)})
                 if change.key[1] not in known:
                     raise UserError(
-                        f'--set "{change.text}": {", ".join(sorted(verifiers))} has no parameter "{change.key[1]}"; '
+                        f'--set "{change.text}": no parameter "{change.key[1]}" of {", ".join(sorted(verifiers))}; '
                         + near(change.key[1], known)
                     )
 
-    def run(self, advance: Callable[[int], None] = lambda count: None) -> Rejudged:
-        """Judge all; `advance` is told how many answers are done.
+    def open_judge(self) -> JudgePool:
+        """Judge processes as the run's recipe has them, as many as there are processors at least."""
+        settings = self._recipe.reward
+        workers = max(settings.workers, os.cpu_count() or 1)
+        return JudgePool(workers, settings.cpu_limit, load=self._load, remotes=settings.remotes)
+
+    def run(self, judge: JudgePool, advance: Callable[[int], None] = lambda count: None) -> Rejudged:
+        """Judge all, file by file; `advance` is told how many answers are done.
 
         Raises:
             UserError: a changed parameter has a value that the verifier does not take.
             DamagedRun: a file cannot be read.
         """
-        settings = self._recipe.reward
-        workers = max(settings.workers, os.cpu_count() or 1)
         result = Rejudged()
         pending: deque[tuple[_Batch, Future[list[Verdict]]]] = deque()
 
@@ -252,12 +260,11 @@ class Rejudging:
                 result.answers += len(batch.rows)
                 advance(len(batch.rows))
 
-        with JudgePool(workers, settings.cpu_limit, load=self._load, remotes=settings.remotes) as pool:
-            for split, path in self._files:
-                batch = self._batch(split, path)
-                pending.append((batch, pool.submit(batch.items())))
-                finish(FILES_AHEAD)
-            finish(0)
+        for split, path in self._files:
+            batch = self._batch(split, path)
+            pending.append((batch, judge.submit(batch.items())))
+            finish(FILES_AHEAD)
+        finish(0)
         return result
 
     def _batch(self, split: RowSplit, path: Path) -> _Batch:
@@ -297,8 +304,9 @@ class Rejudging:
         triples = zip(batch.rows, batch.specs, verdicts, strict=True)
         for _, group in groupby(triples, key=lambda one: (one[0]["decoding"], one[0]["group"])):
             rows, specs, now = zip(*group, strict=True)
-            effect = result.effects.setdefault((batch.split, rows[0]["source"]), Effect())
-            effect.add(rows, now, group_advantages(advantage, now, specs[0]))
+            advantages = group_advantages(advantage, now, specs[0])
+            for source in (ALL, rows[0]["source"]):
+                result.effects.setdefault((batch.split, source), Effect()).add(rows, now, advantages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +336,10 @@ def _compare(result: Rejudged, path: Path, row: Row, verdict: Verdict) -> None:
         return
     stored = _figures(row)
     now = _figures({name: getattr(verdict, name) for name in stored})
+    if verdict.status == row["status"]:
+        new = now["report"].keys() - stored["report"].keys()
+        result.new_figures |= new
+        now["report"] = {name: value for name, value in now["report"].items() if name not in new}
     # repr tells apart what == does not: -0.0 from 0.0.
     fields = {name: (stored[name], now[name]) for name in stored if repr(stored[name]) != repr(now[name])}
     result.agree += not fields

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vtriune.monitor.metrics import ALL
+from vtriune.monitor.runs import RowSplit
 from vtriune.monitor.table import plain
 from vtriune.rejudge.rejudging import Disagreement, Effect, Rejudged
 
@@ -24,6 +26,8 @@ def agreement(result: Rejudged) -> RenderableType:
     lines = [Text(f"{result.agree:,} of {compared:,} verdicts agree with the log to the last bit", style)]
     if result.failed:
         lines.append(Text(f"{result.failed:,} more are stored as failed, and so have nothing to agree with", "yellow"))
+    if result.new_figures:
+        lines.append(plain(f"reported now and not in the log: {', '.join(sorted(result.new_figures))}", "dim"))
     for one in result.first:
         lines += _described(one)
     if result.disagree > len(result.first):
@@ -49,12 +53,12 @@ def effects(result: Rejudged) -> RenderableType:
     """What changed settings do to each source: a table for training, one for held-out evaluations."""
     parts: list[RenderableType] = []
     for split, title in (("train", "training"), ("eval", "held-out evaluations")):
-        own = {source: effect for (of, source), effect in sorted(result.effects.items()) if of == split}
+        own = {source: effect for (of, source), effect in _in_order(result) if of == split}
         if own:
             parts.append(_table(own, title, advantages=split == "train"))
     reasons: Counter[str] = Counter()
-    for effect in result.effects.values():
-        reasons.update(effect.reasons)
+    for (_, source), effect in result.effects.items():
+        reasons.update(effect.reasons if source == ALL else {})
     parts += [plain(f"{count:,} x {reason}", "yellow") for reason, count in reasons.most_common(SHOWN_REASONS)]
     return Group(*parts)
 
@@ -79,6 +83,11 @@ def _table(effects_by_source: dict[str, Effect], title: str, *, advantages: bool
     return table
 
 
+def _in_order(result: Rejudged) -> list[tuple[tuple[RowSplit, str], Effect]]:
+    """All sources together first, then by name; training before evaluations."""
+    return sorted(result.effects.items(), key=lambda one: (one[0][0] != "train", one[0][1] != ALL, one[0][1]))
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
@@ -95,6 +104,7 @@ def as_json(result: Rejudged, *, changed: bool) -> dict[str, Any]:
             "agree": result.agree,
             "disagree": result.disagree,
             "stored_as_failed": result.failed,
+            "new_figures": sorted(result.new_figures),
             "first": [{"where": one.where, "fields": one.fields} for one in result.first],
         }
     return {
@@ -114,6 +124,6 @@ def as_json(result: Rejudged, *, changed: bool) -> dict[str, Any]:
                 "became_failed": effect.became["failed"],
                 "reasons": dict(effect.reasons.most_common(SHOWN_REASONS)),
             }
-            for (split, source), effect in sorted(result.effects.items())
+            for (split, source), effect in _in_order(result)
         ],
     }

@@ -28,6 +28,9 @@ ANSWERS = 64
 PATIENCE = 0.3
 """Seconds that a request reads on in metrics.jsonl; what is left is read in the background."""
 
+SLICE = 0.1
+"""Seconds that the background reads before requests have their turn."""
+
 
 class Watched:
     """A run's history and the answers computed from it. `lock` is held by whoever uses either."""
@@ -82,7 +85,7 @@ class Watched:
         try:
             while True:
                 with self.lock:
-                    if history is not self._history or history.extend(PATIENCE):
+                    if history is not self._history or history.extend(SLICE):
                         return
                 time.sleep(0.02)
         except (OSError, DamagedRun) as fault:  # the next request meets it too, and says it
