@@ -7,7 +7,7 @@ const HANDLERS = [
 function fill(element, properties, children) {
   for (const [name, value] of Object.entries(properties)) {
     if (value === null || value === undefined || value === false) continue;
-    if (HANDLERS.includes(name)) element[name] = value;
+    if (HANDLERS.includes(name)) (element.handlers ??= {})[name] = element[name] = value;
     else if (name === "style") for (const [key, one] of Object.entries(value)) element.style.setProperty(key, one);
     else element.setAttribute(name, value === true ? "" : value);
   }
@@ -54,11 +54,12 @@ export function to(parts, query = {}) {
  * folds. Nodes are matched by `data-key`, else by place; what is marked `data-own` looks after itself once it is there.
  */
 export function morph(old, fresh) {
-  const keyed = new Map([...old.children].filter((one) => one.dataset.key).map((one) => [one.dataset.key, one]));
+  const keyOf = (node) => (node.nodeType === Node.ELEMENT_NODE ? node.getAttribute("data-key") : null);
+  const keyed = new Map([...old.children].map((one) => [keyOf(one), one]));
   let at = old.firstChild;
   for (const next of [...fresh.childNodes]) {
-    const key = next.dataset?.key;
-    const match = key ? keyed.get(key) : at && !at.dataset?.key ? at : null;
+    const key = keyOf(next);
+    const match = key !== null ? keyed.get(key) : at && keyOf(at) === null ? at : null;
     if (!match || match.nodeName !== next.nodeName) {
       old.insertBefore(next, at);
       continue;
@@ -79,13 +80,16 @@ function patch(old, next) {
     if (old.data !== next.data) old.data = next.data;
     return;
   }
-  if (old.dataset.own !== undefined) return;
+  if (old.hasAttribute("data-own")) return;
   const kept = ["open", "style", "value", "checked"];
   for (const { name } of [...old.attributes])
     if (!next.hasAttribute(name) && !kept.includes(name)) old.removeAttribute(name);
   for (const { name, value } of next.attributes)
     if (!kept.includes(name) && old.getAttribute(name) !== value) old.setAttribute(name, value);
-  if (old.style.cssText !== next.style.cssText) old.style.cssText = next.style.cssText;
-  for (const name of HANDLERS) if (old[name] !== next[name]) old[name] = next[name];
+  if (next.hasAttribute("style") || old.hasAttribute("style")) old.style.cssText = next.style.cssText;
+  if (old.handlers || next.handlers) {
+    for (const name of HANDLERS) old[name] = next.handlers?.[name] ?? null;
+    old.handlers = next.handlers;
+  }
   morph(old, next);
 }
