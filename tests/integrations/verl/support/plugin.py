@@ -16,7 +16,7 @@ from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.workers.rollout import base
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
-from tests.integrations.verl.support.platform import CpuPlatform
+from .platform import CpuPlatform
 
 ROLLOUT = "transformers_cpu"
 
@@ -32,11 +32,11 @@ def _gloo(timeout_second: Any = None, backend: str | None = None) -> Any:
 
 verl.utils.distributed.initialize_global_process_group_ray = _gloo
 
-base._ROLLOUT_REGISTRY[(ROLLOUT, "async")] = "tests.integrations.verl.support.rollout.ServerAdapter"
+base._ROLLOUT_REGISTRY[(ROLLOUT, "async")] = f"{__package__}.rollout.ServerAdapter"
 
 
 def _replica() -> Any:
-    from tests.integrations.verl.support.rollout import Replica
+    from .rollout import Replica
 
     return Replica
 
