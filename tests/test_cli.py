@@ -70,6 +70,7 @@ Command = Callable[..., Result]
         ),
         (("verifiers",), ("name", "--load", "--json")),
         (("runs",), ("list", "show")),
+        (("rejudge",), ("run", "--set", "--steps", "--source", "--load", "--json", "verifier_parm.NAME")),
         (("runs", "list"), ("root", "[default: runs]")),
         (("runs", "show"), ("run", "A run folder")),
     ],
@@ -85,7 +86,14 @@ def test_help_explains_every_command_and_names_its_arguments(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["judge", "--response", r"\boxed{4}", "--gold", "4"], ["verifiers"], ["runs", "list", "."]],
+    [
+        [],
+        ["--help"],
+        ["judge", "--response", r"\boxed{4}", "--gold", "4"],
+        ["verifiers"],
+        ["runs", "list", "."],
+        ["rejudge", "."],
+    ],
 )
 def test_only_training_imports_torch(arguments: list[str], tmp_path: Path) -> None:
     script = (
@@ -116,6 +124,9 @@ def test_only_training_imports_torch(arguments: list[str], tmp_path: Path) -> No
         (("judge", "--response", "4", "--gold", "4", "--preset", "papre"), "'papre' is not one of 'paper'"),
         (("judge", "--response", "4", "--gold", "4", "--progress", "2"), "less than or equal to 1"),
         (("runs", "show", "runs/a"), "runs/a holds no run"),
+        (("rejudge", "runs/a"), "runs/a holds no run"),
+        (("rejudge", "runs/a", "--set", "preset"), "write it as [SOURCE:]key=value"),
+        (("rejudge", "runs/a", "--steps", "a..b"), "write it as A..B, A.., ..B or A"),
         (("trian",), "Did you mean 'train'?"),
     ],
 )

@@ -144,12 +144,22 @@ def test_a_place_where_no_run_can_be_written_is_a_clear_error(
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_a_source_named_all_is_refused(
-    recipe: Callable[..., Recipe], pool: JudgePool, tmp_path: Path, split: str
+@pytest.mark.parametrize("name", ["all", "task:math"])
+def test_a_source_with_a_name_that_figures_of_several_have_is_refused(
+    recipe: Callable[..., Recipe], pool: JudgePool, tmp_path: Path, split: str, name: str
 ) -> None:
-    bad = recipe(**{split: [ROW | {"data_source": "all"}]})
-    with pytest.raises(UserError, match=rf'{split}.jsonl#1: data_source "all" is reserved; set `name`'):
+    bad = recipe(**{split: [ROW | {"data_source": name}]})
+    with pytest.raises(UserError, match=rf'{split}.jsonl#1: data_source "{name}" is reserved .*; set `name`'):
         load_data(bad, pool)
+
+
+def test_a_task_is_shared_if_train_and_test_rows_of_it_are_of_several_sources(
+    recipe: Callable[..., Recipe], pool: JudgePool
+) -> None:
+    train = [ROW, ROW | {"data_source": "dots", "ability": "counting"}, ROW | {"data_source": "puzzles"}]
+    test = [ROW, ROW | {"data_source": "dots, held out", "ability": "counting"}, ROW | {"ability": "science"}]
+    assert load_data(recipe(train=train, test=test), pool).shared_tasks == {"math", "counting"}
+    assert load_data(recipe(), pool).shared_tasks == set()
 
 
 def test_a_source_named_all_can_be_renamed(recipe: Callable[..., Recipe], pool: JudgePool) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from vtriune.curate.puzzlevqa import main
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.update import Lesson
+from vtriune.monitor.trackers.base import PACKAGES, TrackingConfig
 from vtriune.recipe import Recipe, load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
 from vtriune.train import train
@@ -154,7 +156,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert names[0] == names[1]
     for name in names[0]:
         assert pq.read_table(one / "rollouts" / name).equals(pq.read_table(other / "rollouts" / name)), name
-    assert (one / "quarantine.jsonl").read_bytes() == (other / "quarantine.jsonl").read_bytes()
+    for name in ("quarantine.jsonl", "alerts.jsonl"):
+        assert (one / name).read_bytes() == (other / name).read_bytes()
     last = f"checkpoints/step-{STEPS:06d}"
     assert (one / last / "model.safetensors").read_bytes() == (other / last / "model.safetensors").read_bytes()
     assert (one / last / "state.json").read_bytes() == (other / last / "state.json").read_bytes()
@@ -339,6 +342,12 @@ def test_every_stored_verdict_follows_from_what_is_stored_beside_it(whole: Path)
             assert json.loads(row["report"]) == verdict.report
             seen.add((row["verifier"], row["split"], row["correct"]))
     assert len(seen) == 8
+
+
+def test_a_trained_run_judged_again_agrees_with_its_log_to_the_last_bit(whole: Path, vtriune: Vtriune) -> None:
+    stored = sum(pq.read_metadata(path).num_rows for path in (whole / "rollouts").iterdir())
+    done = vtriune("rejudge", whole)
+    assert (done.returncode, done.stdout) == (0, f"{stored} of {stored} verdicts agree with the log to the last bit\n")
 
 
 def test_training_changes_the_language_model_only(whole: Path, taught_model: Path) -> None:
@@ -697,3 +706,50 @@ def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(tmp_path: Path, start
         assert f"puzzlevqa/{'reward' if row['split'] == 'train' else 'score'}" in row["metrics"]
     assert json.loads((run / "summary.json").read_text())["sources"]["puzzlevqa"]["task"] == "puzzle"
     assert (run / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_a_tracker_that_fails_ends_no_training_and_its_failures_are_counted_at_the_end(
+    dots: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "tensorboard").write_text("a file stands where TensorBoard's folder should be")
+    train(dots(), run, Console(quiet=True))
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    rows = len(metrics(run))
+    said = f"tensorboard failed {rows} times in this run; metrics.jsonl in its folder has all figures"
+    assert [record.getMessage() for record in caplog.records if "tensorboard failed" in record.getMessage()] == [
+        "tensorboard failed, training goes on; later failures are only counted",
+        said,
+    ]
+
+
+def test_a_tracker_that_is_not_installed_is_said_before_anything_is_read_or_written(
+    dots: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    absent = next((name for name in PACKAGES if find_spec(name) is None), None)
+    if absent is None:
+        pytest.skip("all trackers are installed here")
+    recipe = dots().model_copy(update={"tracking": TrackingConfig.model_validate({"with": [absent]})})
+    with pytest.raises(UserError, match=rf"tracking\.with: {absent} is not installed"):
+        train(recipe, tmp_path / "run", Console(quiet=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_training_goes_on_with_its_run_of_wandb(
+    dots: Callable[..., Recipe], poisoned: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = dots(max_skipped_in_a_row=3).model_copy(
+        update={"tracking": TrackingConfig.model_validate({"with": ["wandb"]})}
+    )
+    poisoned(first=3, count=100)
+    with pytest.raises(UserError, match="stopped after step 3"):
+        train(recipe, tmp_path / "run", Console(quiet=True))
+    poisoned(first=0, count=0)
+    resolved = load_recipe(tmp_path / "run" / "recipe.yaml")
+    train(resolved, tmp_path / "run", Console(quiet=True), resume=True)
+    run_id = json.loads((tmp_path / "run" / "run.json").read_text())["id"]
+    stored = [path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")]
+    assert stored == [f"run-{run_id}.wandb"] * 2

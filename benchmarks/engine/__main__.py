@@ -1,6 +1,6 @@
 r"""The embedded engine beside TRL's GRPOTrainer on the same random model, and how it scales.
 
-    python -m benchmarks.engine --setup                    # once: makes .venv-engine (about two minutes)
+    python -m benchmarks.engine --setup                    # once: makes .venv-engine (some minutes)
     .venv-engine/bin/python -m benchmarks.engine           # about 15 minutes on two quiet cores
     .venv-engine/bin/python -m benchmarks.engine --device cuda --size large --sides 896
 

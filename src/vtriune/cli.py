@@ -300,6 +300,57 @@ def _verdict_table(lines: list[_JudgedLine], verdicts: list[Verdict]) -> Table:
 
 
 @app.command()
+def rejudge(
+    run: Annotated[Path, typer.Argument(help="A run folder; a running one will do.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A change, as [SOURCE:]key=value, for one source or all; may be repeated. Keys are verifier, "
+            "verifier_parm.NAME, accuracy_ratio, format_ratio and preset; values are YAML.",
+        ),
+    ] = None,
+    steps: Annotated[str | None, typer.Option(help="Only these steps: A..B, A.., ..B or A.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only this source.")] = None,
+    load: Load = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+) -> None:
+    """Judge a run's stored answers again, on this machine.
+
+    Without --set every verdict must be as it is in the log, to the last bit; the first that are not are listed, and
+    the exit status is 1. With --set the answers are judged by changed settings, and per source it is shown how rewards,
+    groups without spread and the signs of advantages would have been. Nothing is written.
+
+    A parameter that is set for all sources leaves verifiers alone that have none of that name.
+
+    [bold]vtriune rejudge runs/demo[/bold]
+    [bold]vtriune rejudge runs/demo --set verifier_parm.iou_threshold=0.5[/bold]
+    [bold]vtriune rejudge runs/demo --set detection:format_ratio=0.5 --set preset=paper --steps 100..140[/bold]
+    [bold]vtriune rejudge runs/demo --set grounding:verifier=grounding --source grounding --json[/bold]
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    from vtriune.rejudge import table  # noqa: PLC0415
+    from vtriune.rejudge.changes import Change  # noqa: PLC0415
+    from vtriune.rejudge.rejudging import Rejudging, read_steps  # noqa: PLC0415
+
+    read = [Change.read(text) for text in changes or ()]
+    again = Rejudging(run, read, steps=None if steps is None else read_steps(steps), source=source, load=load or ())
+    columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with again.open_judge() as judges, Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("", total=again.total)
+        result = again.run(judges, lambda count: bars.advance(bar, count))
+    if as_json:
+        out = orjson.dumps(table.as_json(result, changed=bool(read)), option=orjson.OPT_INDENT_2)
+        sys.stdout.write(out.decode() + "\n")
+    else:
+        _console().print(table.effects(result) if read else table.agreement(result))
+    if result.disagree:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address; others than the loopback want --token-file.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8192,
@@ -376,6 +427,50 @@ def serve(
 
 
 @app.command()
+def watch(
+    root: Annotated[Path, typer.Argument(help="The folder that holds your runs, or one run.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; others than the loopback let everybody there look.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 7860,
+) -> None:
+    """Look at runs in a browser: figures of every source, alerts, and the very answers with their pictures.
+
+    Serves a page of this machine's own: nothing is loaded from elsewhere, nothing is changed. Ctrl-C ends it.
+
+    [bold]vtriune watch[/bold]
+    [bold]vtriune watch runs/demo --port 0[/bold]
+    """
+    from vtriune.watch.server import serve as run  # noqa: PLC0415
+
+    run(root, host=host, port=port, announce=lambda url: print(url, flush=True))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The file to write; default: RUN-report.html in this folder.")
+    ] = None,
+) -> None:
+    """Write a run as one HTML file to send to a colleague: tables, curves, and examples with their pictures.
+
+    It opens in any browser without a server or a network. Pictures and answers are inside: send it only to those who
+    may see the data.
+
+    [bold]vtriune report runs/demo[/bold]
+    [bold]vtriune report runs/demo demo.html[/bold]
+    """
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+    from vtriune.watch.report import write_report  # noqa: PLC0415
+
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; give the folder of a run, e.g. runs/demo")
+    written = write_report(run, out or Path(f"{run.resolve().name}-report.html"))
+    _console().print(plain(written), soft_wrap=True)
+
+
+@app.command()
 def verifiers(
     name: Annotated[str | None, typer.Argument(help="Show this one, with its parameters; default: list all.")] = None,
     load: Load = None,
@@ -396,6 +491,36 @@ def verifiers(
         sys.stdout.write(orjson.dumps(described, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
         _console().print(describe.verifiers_table(shown) if name is None else describe.verifier_page(name))
+
+
+@app.command()
+def plot(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    figure: Annotated[str, typer.Argument(help="fig6, fig7b, fig7c or fig13, as above.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="The .svg or .png to write; default: <run>-<figure>.svg.", show_default=False)
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="Only this source; may be repeated.")] = None,
+    other: Annotated[list[Path] | None, typer.Option("--run", help="Another run beside it; may be repeated.")] = None,
+    step: Annotated[list[int] | None, typer.Option(help="Of fig7c: only this step; may be repeated.")] = None,
+) -> None:
+    """Draw one of the paper's figures about monitoring from a run.
+
+    [bold]fig6[/bold]: accuracy reward and eps of box sources; share of boxes that reach IoU 0.50, 0.75, 0.95, 0.99.
+    [bold]fig7b[/bold]: norm of the whole gradient, and of each part's.
+    [bold]fig7c[/bold]: norm of each layer's gradient, mean over the steps or at each --step; first layer / last layer.
+    [bold]fig13[/bold]: per source: reward, response length, reflection, correct among reflecting, truncation.
+
+    [bold]vtriune plot runs/demo fig13 --source math --source detection[/bold]
+    [bold]vtriune plot runs/joint fig7b fig7b.png --run runs/language_only[/bold]
+    """
+    from vtriune.monitor.plots import plot as draw  # noqa: PLC0415
+    from vtriune.monitor.table import plain  # noqa: PLC0415
+    from vtriune.verifiers.registry import eps  # noqa: PLC0415
+
+    out = out or Path(f"{run.resolve().name}-{figure}.svg")
+    draw(figure, [run, *(other or ())], out, sources=source or (), steps=step or (), eps=eps)
+    _console().print(plain(f"{out}: {figure} of {run}"), soft_wrap=True)
 
 
 @runs_app.command("list")

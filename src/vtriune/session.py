@@ -24,16 +24,17 @@ from vtriune.grpo.advantages import Advantage, group_advantages
 from vtriune.local.engine import LocalEngine
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics
 from vtriune.monitor.files import is_locked
+from vtriune.monitor.metrics import ALL, TASK
 from vtriune.monitor.store import RunStore
-from vtriune.recipe import Recipe, RewardConfig
+from vtriune.recipe import Recipe
 from vtriune.reward.blocking import BlockingJudge
 from vtriune.reward.client import RewardClient, read_token
+from vtriune.reward.config import RewardConfig
 from vtriune.reward.judge import EXHAUSTED, JudgeItem
 from vtriune.reward.pool import JudgePool
 from vtriune.types import ImageSize, JudgedGroup, Progress, RewardSpec, Sample, Status, UserError
 from vtriune.verifiers import registry
 
-RESERVED_SOURCE = "all"
 EVALUATION_SEED_STEP = -1
 """Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
 TRIAL_ANSWERS = ("", r"\boxed{1}")
@@ -42,13 +43,15 @@ RUN_FILES = (
     "recipe.yaml",
     "versions.json",
     "metrics.jsonl",
+    "history.bin",
     "quarantine.jsonl",
     "skipped.jsonl",
+    "alerts.jsonl",
     "summary.json",
     ".lock",
     "run.json",
 )
-RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard")
+RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard", "wandb")
 """All that a run folder holds: what `--replace` deletes."""
 
 
@@ -81,6 +84,8 @@ class RunData:
     test: list[Sample]
     set_aside: list[QuarantinedRow]
     """Rows that were found to be bad when they were read."""
+    shared_tasks: frozenset[str] = frozenset()
+    """Tasks of more than one source, which have figures of their own; those of any other are its only source's."""
     unreadable_tests: list[str] = field(default_factory=list)
     """Ids of held-out rows that were found to be bad later."""
 
@@ -156,8 +161,9 @@ def load_data(recipe: Recipe, judge: Judge) -> RunData:
         loaded = load_samples(config, preset=recipe.reward.preset, base=recipe.base, check=check)
         set_aside.extend(loaded.quarantined)
         for sample in loaded.samples:
-            if sample.source == RESERVED_SOURCE:
-                raise UserError(f'{sample.id}: data_source "{RESERVED_SOURCE}" is reserved; set `name` for this source')
+            if sample.source == ALL or sample.source.startswith(TASK):
+                reserved = f'data_source "{sample.source}" is reserved for figures of several sources'
+                raise UserError(f"{sample.id}: {reserved}; set `name` for this source")
         return loaded.samples
 
     train = [load(config) for config in recipe.data.train]
@@ -167,7 +173,14 @@ def load_data(recipe: Recipe, judge: Judge) -> RunData:
         raise UserError(f"data.test: {both[0]} and {len(both) - 1} more rows are in data.train, too; hold them out")
     if recipe.data.prompt_pool:
         test = [with_fixed_prompt(sample) for sample in test]
-    return RunData(Mixture(train, mixture_weights(recipe.data.train), seed=recipe.seed), test, set_aside)
+    sources = {(sample.task, sample.source) for source in (*train, test) for sample in source}
+    counts = Counter(task for task, _ in sources)
+    return RunData(
+        Mixture(train, mixture_weights(recipe.data.train), seed=recipe.seed),
+        test,
+        set_aside,
+        frozenset(task for task, count in counts.items() if count > 1),
+    )
 
 
 def ask_and_judge(

@@ -13,13 +13,14 @@ from rich.progress import Progress as Bars
 
 from vtriune.local.checkpoint import read_latest, write_checkpoint
 from vtriune.local.engine import LocalEngine
+from vtriune.monitor.alerts import Alerts
 from vtriune.monitor.evaluation import evaluation_figures, is_better, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore, check_vacant
-from vtriune.monitor.table import before_after_table, plain, step_line
-from vtriune.monitor.tensorboard import TensorBoard, Unfailing
+from vtriune.monitor.table import alert_line, before_after_table, plain, step_line
+from vtriune.monitor.trackers.base import Trackers, check_installed, open_trackers
 from vtriune.recipe import Recipe
 from vtriune.session import (
     Interrupted,
@@ -45,6 +46,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     """
     if not resume and not replace:
         check_vacant(folder)  # before minutes are spent on reading data
+    check_installed(recipe.tracking)
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     threads = torch.get_num_threads()
@@ -62,13 +64,12 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             store = RunStore.resume(folder, step=first, threads=threads)
         else:
             store = new_store(folder, recipe, threads=threads, replace=replace)
-        tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first if resume else None))
+        alerts = watched(folder)
+        resolved, resumed_at = recipe.model_dump(mode="json"), first if resume else None
+        trackers = open_trackers(recipe.tracking, folder, store.run_id, resolved, resumed_at=resumed_at)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        try:
-            with store, Bars(*columns, console=console) as bars:
-                _Run(recipe, data, engine, judge, store, tracker, console, bars).go(first, fresh=not resume)
-        finally:
-            tracker.close()
+        with trackers, store, Bars(*columns, console=console) as bars:
+            _Run(recipe, data, engine, judge, store, trackers, alerts, console, bars).go(first, fresh=not resume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ class _Run:
     engine: LocalEngine
     judge: Judge
     store: RunStore
-    tracker: Unfailing
+    trackers: Trackers
+    alerts: Alerts
     console: Console
     bars: Bars
 
@@ -101,7 +103,7 @@ class _Run:
                 figures, waited = self.step(done - 1)
                 self.bars.update(bar, completed=done)
                 left = (time.monotonic() - began) / (done - first) * (total - done)
-                self.console.print(step_line(done, total, figures, left, waited))
+                self.console.print(step_line(done, total, figures, left, waited, self.alerts.open))
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
                 stopping = (asked_to_stop() or self.engine.learner.stuck) and done < total
@@ -122,21 +124,24 @@ class _Run:
         judged, waited = batch.judged, batch.waited
         judged_at = time.monotonic()
         learned = self.engine.update(batch.lessons, step, recipe.steps)
+        updated_at = time.monotonic()
         for skipped in self.engine.learner.skipped:
             self.store.skip(step + 1, skipped.samples, skipped.reason)
             said = f"step {step + 1}: an optimizer step was skipped ({skipped.reason}), see skipped.jsonl"
             self.console.print(plain(said), style="yellow", soft_wrap=True)
-        figures = source_metrics(judged) | {
+        figures = source_metrics(judged, self.data.shared_tasks) | {
             name if "/" in name else f"all/{name}": value for name, value in learned.items()
         }
+        tokens = sum(len(rollout.token_ids) for one in judged for rollout in one.group.rollouts)
         timing = {
             "rollout_s": judged_at - began - waited,
+            "tokens_per_s": tokens / (judged_at - began - waited),
             "reward_wait_s": waited,
-            "update_s": time.monotonic() - judged_at,
+            "update_s": updated_at - judged_at,
         }
         self.store.write_rollouts(step + 1, judged, progress)
-        self.store.log(step + 1, "train", figures, timing)
-        self.tracker.write(step + 1, "train", figures)
+        timing["step_s"] = time.monotonic() - began
+        self.log(step + 1, "train", figures, timing)
         return figures, waited
 
     def stuck(self, done: int) -> str:
@@ -167,12 +172,21 @@ class _Run:
         for sample, reason in bad:
             self.data.remove_test(sample.id)
             self.set_aside(done, sample.id, reason)
-        figures = evaluation_figures(answers.scores)
+        figures = source_metrics(answers.sampled, self.data.shared_tasks) | evaluation_figures(answers.scores)
         self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
-        self.store.log(done, "eval", figures)
-        self.tracker.write(done, "eval", figures)
+        self.log(done, "eval", figures)
         if done == 0 and not answers.scores.sampled:
             raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")
+
+    def log(
+        self, step: int, split: RowSplit, figures: dict[str, float], timing: dict[str, float] | None = None
+    ) -> None:
+        """Store figures, show them, and tell what fell ill or recovered by them."""
+        self.store.log(step, split, figures, timing)
+        self.trackers.write(step, split, figures)
+        for alert in self.alerts.update(step, split, figures):
+            self.store.alert(step, alert)
+            self.console.print(alert_line(alert), soft_wrap=True)
 
     def set_aside(self, step: int, row_id: str, reason: str) -> None:
         """A row turned out bad: note it, say it, go on without it."""

@@ -1,7 +1,9 @@
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from datasets import Dataset, DatasetDict
 from pydantic import ValidationError
 
 from vtriune.data.schema import Row
-from vtriune.data.sources import Loaded, QuarantinedRow, SourceConfig, mixture_weights
+from vtriune.data.sources import Loaded, QuarantinedRow, SourceConfig, find_sample, mixture_weights
 from vtriune.types import Message, RewardSpec, UserError
 
 Rows = Callable[..., Row]
@@ -505,3 +507,75 @@ def test_a_quarantined_row_is_plain_data() -> None:
 def test_data_never_imports_torch_or_transformers(module: str) -> None:
     code = f"import sys, vtriune.data.{module}; sys.exit(bool({{'torch', 'transformers'}} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def assert_found_again(loaded: Loaded, path: str | Path, base: Path) -> None:
+    assert loaded.samples
+    for sample in loaded.samples:
+        config = SourceConfig(path=str(path))
+        found = find_sample(config, preset="paper", base=base, sample_id=sample.id)
+        assert found is not None
+        assert replace(found, images=()) == replace(sample, images=())
+        assert [image.where for image in found.images] == [image.where for image in sample.images]
+        assert [image.load().tobytes() for image in found.images] == [image.load().tobytes() for image in sample.images]
+
+
+def test_every_row_of_a_table_is_found_again_by_its_id(
+    load: Load, math_row: Rows, parquet: Write, tmp_path: Path
+) -> None:
+    parquet(*(math_row(f"Question {n}?", pictures=1 + n % 2) for n in range(300)))  # three row groups
+    loaded = load()
+    assert len(loaded.samples) == 300
+    assert_found_again(loaded, "train.parquet", tmp_path)
+
+
+def test_every_line_and_every_row_of_a_saved_dataset_is_found_again_by_its_id(
+    load: Load, math_row: Rows, parquet: Write, jsonl: Write, png: Callable[..., bytes], tmp_path: Path
+) -> None:
+    (tmp_path / "a.png").write_bytes(png("blue"))
+    row = math_row()
+    jsonl({**row, "images": ["a.png"]}, b"", {**row, "images": ["a.png"]})
+    assert [sample.id for sample in load("train.jsonl").samples] == ["train.jsonl#1", "train.jsonl#3"]
+    assert_found_again(load("train.jsonl"), "train.jsonl", tmp_path)
+
+    path = parquet(row, math_row("And now?"))
+    Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).save_to_disk(tmp_path / "saved")
+    assert_found_again(load("saved"), "saved", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "sample_id",
+    [
+        "train.parquet#2",
+        "train.parquet#-1",
+        "train.parquet#",
+        "train.parquet#9999999999999999999999",
+        "train.parquet#\u0663",
+        "train.parquet",
+        "",
+        "#0",
+        "other.parquet#0",
+        "../train.parquet#0",
+        "/etc/passwd#0",
+        "lines.jsonl#0",
+        "lines.jsonl#2",
+    ],
+)
+def test_an_id_that_the_source_has_no_row_for_finds_nothing_and_opens_nothing(
+    math_row: Rows, parquet: Write, jsonl: Callable[..., Path], tmp_path: Path, sample_id: str
+) -> None:
+    parquet(math_row(), math_row())
+    jsonl({**math_row(pictures=0)}, name="lines.jsonl")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "train.parquet").rename(tmp_path / "other" / "train.parquet")
+    for path, base in (("train.parquet", tmp_path / "other"), ("lines.jsonl", tmp_path)):
+        assert find_sample(SourceConfig(path=path), preset="paper", base=base, sample_id=sample_id) is None
+
+
+def test_a_picture_that_is_a_pipe_is_refused_without_waiting_for_it(
+    load: Load, math_row: Rows, jsonl: Callable[..., Path], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    jsonl({**math_row(), "images": ["pipe.png"]})
+    with pytest.raises(UserError, match=r"no picture at .*pipe\.png \(not an ordinary file\)"):
+        load("train.jsonl")

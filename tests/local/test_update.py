@@ -291,6 +291,7 @@ def test_off_policy_takes_several_optimizer_steps_and_leaves_the_trust_region_in
     first = learner.update(lessons, 0, 10)
     assert len(seen) == first["optimizer_steps"] == len(lessons)
     assert first["skipped_updates"] == 0
+    assert first["staleness"] == (len(lessons) - 1) / 2  # 0 steps old at the first chunk, len - 1 at the last
     assert first["logprob_gap"] < 1e-5  # of the first optimizer step, where the policy is still the sampling one
     again = learner.update(lessons, 1, 10)
     assert again["clip_fraction"] > 0
@@ -351,10 +352,11 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(
     assert all(np.isfinite(figure) for figure in figures.values())
     if poison == "advantage":  # only the first of the two
         assert len(seen) == figures["optimizer_steps"] == figures["skipped_updates"] == 1
+        assert figures["staleness"] == 0  # a step that is not taken makes nothing older
         assert figures["grad_norm"] > 0
         assert all(value.isfinite().all() for value in vlm.model.state_dict().values())
     else:
-        assert figures == {"optimizer_steps": 0, "skipped_updates": 2}
+        assert figures == {"optimizer_steps": 0, "skipped_updates": 2, "staleness": 0}
         assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
     assert all(parameter.grad is None for parameter in vlm.model.parameters())
 

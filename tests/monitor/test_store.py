@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import orjson
 import pandas as pd  # type: ignore[import-untyped]
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from vtriune.monitor.alerts import Alert, Alerts
 from vtriune.monitor.evaluation import Evaluation, Summary, evaluate_metrics
 from vtriune.monitor.files import DamagedRun
 from vtriune.monitor.rollouts import read_evaluation
@@ -22,10 +25,12 @@ from vtriune.monitor.runs import (
     find_runs,
     inspect,
     latest_rows,
+    read_alerts,
     read_metrics,
     read_recipe,
     rollout_file,
     rollout_files,
+    watched,
 )
 from vtriune.monitor.store import RunStore, truncate_to
 from vtriune.types import JudgedGroup, Progress, UserError
@@ -48,6 +53,8 @@ def train(store: RunStore, steps: range, judged: Judged) -> None:
         if step == 3:
             store.quarantine(step, group.group.sample.id, "the picture is corrupt")
             store.skip(step, [group.group.sample.id, "other#1"], "loss nan")
+        if step > 1:
+            store.alert(step, Alert("math", "failed", 1, "a crash", until=None if step == 2 else step))
         store.log(step, "train", {"all/reward": 0.1 + step / 7, "all/entropy": 1 / step}, {"tokens_per_s": 1000.0})
         if step % 2 == 0:
             store.write_evaluation(step, [group], [judged([1.0])], Progress(step, 4, "test"))
@@ -62,6 +69,7 @@ def contents(folder: Path) -> dict[str, object]:
     found["metrics"] = [{k: v for k, v in row.items() if k != "timing"} for row in read_metrics(folder)]
     found["quarantine"] = (folder / "quarantine.jsonl").read_bytes()
     found["skipped"] = (folder / "skipped.jsonl").read_bytes()
+    found["alerts"] = (folder / "alerts.jsonl").read_bytes()
     found["recipe"] = (folder / "recipe.yaml").read_bytes()
     found["names"] = sorted(path.name for path in folder.iterdir())
     return found
@@ -132,7 +140,73 @@ def test_truncation_leaves_everything_up_to_the_step_and_nothing_after(tmp_path:
     ]
     assert (tmp_path / "quarantine.jsonl").read_bytes() == b""
     assert (tmp_path / "skipped.jsonl").read_bytes() == b""
+    assert read_alerts(tmp_path) == [Alert("math", "failed", 1, "a crash")]
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_keeps_its_id_when_it_is_resumed_and_no_two_runs_share_one(tmp_path: Path) -> None:
+    with create(tmp_path / "a") as store:
+        first = store.run_id
+    with RunStore.resume(tmp_path / "a", step=0, threads=1) as store:
+        assert store.run_id == first == json.loads((tmp_path / "a" / "run.json").read_text())["id"]
+    with create(tmp_path / "b") as store:
+        assert store.run_id != first
+
+
+def test_an_alert_has_a_line_when_it_begins_and_one_when_it_ends(tmp_path: Path) -> None:
+    over, lasts = Alert("m\ud800", "failed", 2, "a crash"), Alert("ocr", "no_spread", 1, "all 40 groups")
+    with create(tmp_path) as store:
+        store.alert(3, over)
+        store.alert(4, lasts)
+        store.alert(9, replace(over, until=6))
+    lines = [json.loads(line) for line in (tmp_path / "alerts.jsonl").read_text().splitlines()]
+    assert lines[0] == {
+        **{"step": 3, "since": 2, "until": None},
+        **{"source": "m?", "kind": "failed", "message": "a crash"},
+    }
+    assert [(line["step"], line["since"], line["until"]) for line in lines] == [(3, 2, None), (4, 1, None), (9, 2, 6)]
+    assert read_alerts(tmp_path) == [Alert("m?", "failed", 2, "a crash", until=6), lasts]
+
+
+def test_a_run_from_before_there_were_alerts_has_none_and_can_be_resumed(tmp_path: Path, judged: Judged) -> None:
+    with create(tmp_path) as store:
+        train(store, range(1, 3), judged)
+    (tmp_path / "alerts.jsonl").unlink()
+    assert read_alerts(tmp_path) == []
+    with RunStore.resume(tmp_path, step=2, threads=1) as store:
+        store.alert(3, Alert("math", "failed", 1, "a crash", until=2))  # its beginning was never written
+    assert read_alerts(tmp_path) == [Alert("math", "failed", 1, "a crash", until=2)]
+
+
+def test_a_line_that_is_no_alert_is_damage_and_a_torn_last_one_is_none(tmp_path: Path) -> None:
+    with create(tmp_path) as store:
+        store.alert(1, Alert("math", "failed", 1, "a crash"))
+    with (tmp_path / "alerts.jsonl").open("ab") as file:
+        file.write(b'{"kind": "fail')
+    assert len(read_alerts(tmp_path)) == 1
+    (tmp_path / "alerts.jsonl").write_text('{"step": 4, "kind": "failed"}\n')
+    with pytest.raises(DamagedRun, match=r"alerts\.jsonl: the row of step 4 is no alert"):
+        read_alerts(tmp_path)
+
+
+def test_a_watcher_made_from_the_rows_of_a_run_goes_on_as_the_one_that_saw_them(tmp_path: Path) -> None:
+    seen = Alerts()
+    with create(tmp_path, total_steps=20) as store:
+        for step in range(1, 7):
+            figures = {"math/rollouts": 8.0, "math/failed": 0.02 * step, "math/reward": math.nan}
+            store.log(step, "train", figures)
+            seen.update(step, "train", figures)
+        store.log(6, "eval", {"math/rollouts": 8.0, "math/score": 50.0, "math/score_se": 1.0})
+        seen.update(6, "eval", {"math/rollouts": 8.0, "math/score": 50.0, "math/score_se": 1.0})
+    again = watched(tmp_path)
+    rows: list[tuple[Literal["train", "eval"], dict[str, float]]] = [
+        ("train", {"math/rollouts": 8.0, "math/failed": 0.3}),
+        ("eval", {"math/rollouts": 8.0, "math/score": 40.0, "math/score_se": 1.0}),
+    ]
+    for split, figures in rows:
+        told = seen.update(7, split, figures)
+        assert [alert.since for alert in told] == [{"train": 3, "eval": 7}[split]]
+        assert again.update(7, split, figures) == told
 
 
 def test_timing_adds_up_over_sessions(tmp_path: Path, judged: Judged) -> None:
@@ -286,6 +360,38 @@ def test_a_writer_killed_in_the_middle_of_an_append_loses_no_earlier_step(tmp_pa
     with RunStore.resume(folder, step=1, threads=1) as store:
         store.log(2, "train", {"all/reward": 0.5})
     assert [row["step"] for row in read_metrics(folder)] == [1, 2]
+
+
+TORN = {
+    "metrics.jsonl": b'{"metrics": {"all/rew',
+    "alerts.jsonl": b'{"kind": "no_sp',
+    "quarantine.jsonl": b'{"reason": "',
+    "skipped.jsonl": b"{",
+    ".run.json.tmp": b'{"total_st',
+    ".summary.json.tmp": b"{",
+    "rollouts/.step-000005.parquet.tmp": b"PAR1 and no more",
+    "history.bin": b"row ",
+}
+
+
+@pytest.mark.parametrize("name", TORN)
+def test_a_run_killed_in_the_middle_of_any_write_opens_without_loss_of_earlier_steps(
+    tmp_path: Path, judged: Judged, name: str
+) -> None:
+    with create(tmp_path) as store:
+        train(store, range(1, 5), judged)
+        store.alert(2, Alert("math", "no_spread", 1, "all rewards are equal"))
+    before = contents(tmp_path)
+    with (tmp_path / name).open("ab") as file:
+        file.write(TORN[name])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+    assert [alert.since for alert in read_alerts(tmp_path)] == [1]
+    assert (inspect(tmp_path).state, inspect(tmp_path).step) == (RunState.STOPPED, 4)
+    assert list(rollout_files(tmp_path, "train")) == [1, 2, 3, 4]
+    assert len(pd.read_parquet(tmp_path / "rollouts")) == 8 + 2 * 3
+    with RunStore.resume(tmp_path, step=4, threads=1):
+        pass
+    assert contents(tmp_path) == before
 
 
 def test_a_worker_that_outlives_its_killed_training_does_not_keep_the_run_locked(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console, RenderableType
 
+from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import Evaluation, Summary, evaluate_metrics
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.table import before_after_table, run_page, runs_table, step_line
+from vtriune.monitor.table import alert_line, before_after_table, run_page, runs_table, step_line
 from vtriune.types import JudgedGroup, Progress, Status, UserError, Verdict
 
 Judged = Callable[..., JudgedGroup]
@@ -91,15 +93,32 @@ def test_a_step_is_one_line_with_every_source(judged: Judged) -> None:
     assert "play_math 0.75" in shown(step_line(7, 120, source_metrics(groups[:1]), seconds_left=75.4))
 
 
+def test_a_source_with_an_open_alert_is_marked_in_the_line_of_a_step(judged: Judged) -> None:
+    groups = [judged([1.0], source="play_math"), judged([0.25], source="play_ocr")]
+    line = shown(step_line(7, 9, source_metrics(groups), 1, alerts=[Alert("play_ocr", "no_spread", 3, "all equal")]))
+    assert line.rstrip("\n").endswith("math 1.00  ocr 0.25!")
+
+
+def test_an_alert_is_one_line_when_it_begins_and_one_when_it_ends() -> None:
+    alert = Alert("play_ocr", "no_spread", 3, "all 40 groups of 10 steps had equal rewards")
+    assert shown(alert_line(alert)) == (
+        "! play_ocr: no_spread since step 3: all 40 groups of 10 steps had equal rewards\n"
+    )
+    assert shown(alert_line(replace(alert, until=9))) == ("  play_ocr: no_spread, begun at step 3, is over since 9\n")
+
+
 def train(folder: Path, judged: Judged, *, finish: bool = True) -> None:
     with RunStore.create(folder, recipe={}, total_steps=9, threads=1) as store:
         evaluation = groups_of(judged, "play_math", "math", [[0.0, 1.0], [0.0, 0.0]])
         store.write_evaluation(0, evaluation, evaluation, Progress(0, 9, "test"))
         store.log(1, "train", source_metrics([judged([1.0, 0.0], source="rare"), judged([1.0], source="play_math")]))
         store.quarantine(2, evaluation[0].group.sample.id, "the picture is corrupt")
-        figures = source_metrics([judged([1.0, 0.0, 0.0, FAILED], source="play_math")])
+        figures = source_metrics([judged([1.0, 0.0, 0.0, FAILED], source="play_math")], {"math"})
         store.log(2, "train", {**figures, "all/grad_norm_llm": 0.125, "optim/clip_fraction": 0.5})
         store.write_evaluation(2, evaluation, evaluation, Progress(2, 9, "test"))
+        over, lasts = Alert("rare", "failed", 1, "a crash"), Alert("play_math", "failed", 2, "25 % of the answers")
+        for alert in (over, lasts, replace(over, until=2)):
+            store.alert(2, alert)
         if finish:
             store.finish(SUMMARY)
 
@@ -139,6 +158,9 @@ def test_a_runs_page_tells_the_latest_figures_of_every_source(tmp_path: Path, ju
     assert math[:4] == ["play_math", "2", "4", "0.33"]
     assert math[-2:] == ["0", "1"]
     assert "all/grad_norm_llm 0.125  optim/clip_fraction 0.5" in text
+    assert "! play_math: failed since step 2: 25 % of the answers" in text
+    assert "a crash" not in text  # it is over
+    assert "task:" not in text
     assert "rows set aside (quarantine.jsonl): play_math 1" in text
     assert "held out, at step 0 and at step 2" in text
     assert "mean over tasks" in text
@@ -162,6 +184,7 @@ def test_names_that_carry_markup_or_control_characters_are_shown_as_text(tmp_pat
     with RunStore.create(tmp_path, recipe={}, total_steps=9, threads=1) as store:
         store.log(1, "train", source_metrics([judged([1.0], source=source)]))
         store.quarantine(1, f"{source}#1", "\x1b[31m")
+        store.alert(1, Alert(source, "failed", 1, "\x1b[31m"))
     texts = [
         shown(before_after_table(Evaluation(sampled, sampled), Evaluation(sampled, sampled))),
         shown(step_line(1, 9, source_metrics([judged([1.0], source=source)]), seconds_left=1)),

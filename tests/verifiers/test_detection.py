@@ -148,13 +148,15 @@ def test_the_report_has_the_same_keys_for_every_answer() -> None:
     assert len({tuple(outcome.report) for outcome in outcomes}) == 1
     assert set(outcomes[0].report) == {
         *(f"{figure}_{eps}" for figure in ("iou", "precision", "recall") for eps in (50, 75, 95, 99)),
-        *("f1", "mean_iou", "map", "map50", "map75", "n_pred", "n_gold", "dropped_boxes"),
+        *("f1", "mean_iou", "map", "map50", "map75", "n_pred", "n_gold", "dropped_boxes", "eps", "iou_ceiling"),
     }
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_report_is_the_same_in_every_preset_and_at_every_threshold(preset: Preset) -> None:
-    report = judge_items([A90, C], [A, B], preset, eps=0.99).report
+    report = dict(judge_items([A90, C], [A, B], preset, eps=0.99).report)
+    assert report.pop("eps") == 0.99
+    assert report.pop("iou_ceiling") == 1.0  # gold is whole
     # A90 has IoU 0.9 with A, C meets nothing.
     assert report == pytest.approx(
         {
@@ -185,7 +187,8 @@ def test_correct_means_that_every_box_meets_its_own_at_half_overlap() -> None:
 
 def test_nothing_said_to_be_there_where_nothing_is_has_full_figures() -> None:
     report = judge_items([], []).report
-    assert {value for name, value in report.items() if name not in ("n_pred", "n_gold", "dropped_boxes")} == {1.0}
+    other = ("n_pred", "n_gold", "dropped_boxes", "eps")
+    assert {value for name, value in report.items() if name not in other} == {1.0}
 
 
 def test_a_0_says_why() -> None:
@@ -194,6 +197,42 @@ def test_a_0_says_why() -> None:
     assert judge(answer("[]"), gold).reason == "no match at IoU 0.5"
     assert judge(answer(listed([A90])), gold, eps=0.95).reason == "no match at IoU 0.95"
     assert judge(answer(listed([A90])), gold).reason == ""
+
+
+# The ceiling
+
+sides = st.tuples(st.floats(0, 900), st.floats(0, 900), st.floats(1, 100), st.floats(1, 100))
+
+
+@given(
+    corners=st.lists(sides, min_size=1, max_size=3),
+    preset=st.sampled_from(PRESETS),
+    space=st.sampled_from([BoxSpace.RELATIVE_1000, BoxSpace.ABSOLUTE_RESIZED, BoxSpace.ABSOLUTE_ORIGINAL]),
+    eps=st.sampled_from([0.5, 0.85, 0.95, 0.99]),
+)
+def test_the_ceiling_is_what_gold_itself_is_worth_in_whole_units(
+    corners: list[tuple[float, float, float, float]], preset: Preset, space: BoxSpace, eps: float
+) -> None:
+    gold: list[Item] = [([x, y, x + w, y + h], f"thing {n}") for n, (x, y, w, h) in enumerate(corners)]
+    width, height = extent(space, SIZE)
+    unit = (width / 1000, height / 1000) * 2
+    whole: list[Item] = [([round(one * u) for one, u in zip(box, unit, strict=True)], name) for box, name in gold]
+    given = {"preset": preset, "eps": eps, "sizes": (SIZE,), "answer_space": space}
+    outcome = judge(answer(listed(whole)), answer(listed(gold)), **given)  # type: ignore[arg-type]
+    assert outcome.accuracy == pytest.approx(outcome.report["iou_ceiling"], abs=1e-9)
+    assert judge("nothing", answer(listed(gold)), **given).report["iou_ceiling"] == outcome.report["iou_ceiling"]  # type: ignore[arg-type]
+
+
+def test_small_boxes_that_pixels_cannot_say_have_a_ceiling_below_1() -> None:
+    small, large = ([100.4, 100.4, 130.4, 130.4], "cat"), ([100.4, 100.4, 900.4, 900.4], "cat")
+    assert judge_items([], [small], eps=0.99).report["iou_ceiling"] == 0
+    assert judge_items([], [small], eps=0.5).report["iou_ceiling"] == pytest.approx((29.6 / 30.4) ** 2, abs=1e-3)
+    assert judge_items([], [large], eps=0.99).report["iou_ceiling"] > 0.99
+
+
+def test_fractions_have_no_whole_units_and_so_no_ceiling() -> None:
+    report = judge(answer("[]"), answer(listed([A])), answer_space=BoxSpace.RELATIVE_1).report
+    assert "iou_ceiling" not in report
 
 
 # Box spaces

@@ -161,3 +161,25 @@ def test_the_report_has_the_same_keys_for_every_answer() -> None:
 @pytest.mark.parametrize("unit", ["[", "[1,", "[1,2,3,4]", "[1,2,3,4", '{"bbox_2d": [', "<answer>", "</think>", "]"])
 def test_400000_characters_of_anything_are_judged(unit: str) -> None:
     assert not judge(unit * (400_000 // len(unit))).correct
+
+
+@given(
+    gold=st.tuples(st.floats(0, 900), st.floats(0, 900), st.floats(1, 100), st.floats(1, 100)),
+    value=st.sampled_from(["iou", "giou", "acc"]),
+    space=st.sampled_from([BoxSpace.RELATIVE_1000, BoxSpace.ABSOLUTE_RESIZED]),
+    eps=st.sampled_from([0.5, 0.95, 0.99]),
+)
+def test_the_ceiling_is_what_gold_itself_is_worth_in_whole_units(
+    gold: tuple[float, float, float, float], value: str, space: BoxSpace, eps: float
+) -> None:
+    x, y, w, h = gold
+    width, height = extent(space, SIZE)
+    unit = (width / 1000, height / 1000) * 2
+    whole = [round(one * u) for one, u in zip((x, y, x + w, y + h), unit, strict=True)]
+    outcome = judge(json.dumps(whole), str([x, y, x + w, y + h]), eps, (SIZE,), value=value, answer_space=space)
+    assert outcome.accuracy == pytest.approx(outcome.report["iou_ceiling"], abs=1e-9)
+    assert outcome.report["eps"] == eps
+
+
+def test_fractions_have_no_whole_units_and_so_no_ceiling() -> None:
+    assert "iou_ceiling" not in judge("[0, 0, 0.1, 0.1]", answer_space=BoxSpace.RELATIVE_1).report

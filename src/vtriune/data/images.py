@@ -5,6 +5,7 @@ Resizing and patching belong to the model's processor; caching decoded pictures 
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,7 +19,7 @@ import PIL.Image
 import PIL.ImageOps
 import pyarrow as pa
 
-from vtriune.data.tables import TableFile
+from vtriune.data.tables import Rows
 from vtriune.types import ImageRef, UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -64,7 +65,7 @@ class _EncodedPicture(ABC):
 class TablePicture(_EncodedPicture):
     """Picture `position` in the `images` column of row `row`, both counted from 0."""
 
-    file: TableFile
+    file: Rows
     row: int
     position: int
     where: str
@@ -87,6 +88,8 @@ class FilePicture(_EncodedPicture):
     @contextmanager
     def _bytes(self) -> Iterator[BinaryIO]:
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise OSError(errno.EINVAL, "not an ordinary file")  # reading a pipe would wait for ever
             stream = self.path.open("rb")
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             reason = error.strerror if isinstance(error, OSError) else str(error)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +18,14 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from vtriune.data.images import CheckedImageRef, FilePicture, TablePicture
-from vtriune.data.tables import TableFile, to_python
+from vtriune.data.tables import Rows, TableFile, to_python
 from vtriune.types import ImageSize, Message, Preset, RewardSpec, Sample, UserError
 
 IMAGE_MARK = "<image>"
 SHOWN_ROWS = 10
 """Bad rows listed in an error; the others are only counted."""
+MAX_DIGITS = 15
+"""Of a row's number."""
 CHECKED_AHEAD = 512
 """Rows whose rewards are being checked while further ones are read."""
 
@@ -128,6 +131,29 @@ def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Che
     return Loaded(samples, bad)
 
 
+def find_sample(config: SourceConfig, *, preset: Preset, base: Path, sample_id: str) -> Sample | None:
+    """Read one row of a source again, by the id that `load_samples` gave it; None if the source has no such row.
+
+    Only files that the source names are opened, and nothing of them is kept in memory.
+
+    Raises:
+        UserError: no such file, a damaged file, a bad row.
+    """
+    name, _, number = sample_id.rpartition("#")
+    path = next((path for path in _files(config, base) if str(_shown(path, base)) == name), None)
+    if path is None or not (number.isascii() and number.isdecimal() and len(number) <= MAX_DIGITS):
+        return None
+    shown = _shown(path, base)
+    if path.suffix == ".jsonl":
+        row = _json_row(path, shown, int(number))
+    else:
+        lone = TableFile.at(path).lone_row(int(number))
+        row = None if lone is None else _table_row(lone, _checked_table(lone, shown), 0, shown, int(number))
+    if isinstance(row, QuarantinedRow):
+        raise UserError(row.reason)
+    return None if row is None else _sample(row, config, preset)[0]
+
+
 def mixture_weights(configs: Sequence[SourceConfig]) -> list[float] | None:
     """Return the weights for `Mixture`, None if the sources go by their numbers of rows.
 
@@ -170,8 +196,13 @@ class _RowError(Exception):
 
 def _rows(config: SourceConfig, base: Path) -> Iterator[_RawRow | QuarantinedRow]:
     for path in _files(config, base):
-        shown = path.relative_to(base) if path.is_relative_to(base) else path
+        shown = _shown(path, base)
         yield from _json_rows(path, shown) if path.suffix == ".jsonl" else _table_rows(path, shown)
+
+
+def _shown(path: Path, base: Path) -> Path:
+    """How a data file is called in ids and messages."""
+    return path.relative_to(base) if path.is_relative_to(base) else path
 
 
 def _files(config: SourceConfig, base: Path) -> list[Path]:
@@ -205,6 +236,13 @@ def _files(config: SourceConfig, base: Path) -> list[Path]:
 
 def _table_rows(path: Path, shown: Path) -> Iterator[_RawRow | QuarantinedRow]:
     file = TableFile.at(path)
+    table = _checked_table(file, shown)
+    for number in range(table.num_rows):
+        yield _table_row(file, table, number, shown, number)
+
+
+def _checked_table(file: Rows, shown: Path) -> pa.Table:
+    """The rows of a file, whose columns are those of the schema."""
     table = file.table()
     table = table.drop_columns([name for name in table.column_names if name.startswith(_PANDAS_INDEX)])
     if unknown := sorted(set(table.column_names) - set(_KNOWN_COLUMNS)):
@@ -218,15 +256,18 @@ def _table_rows(path: Path, shown: Path) -> Iterator[_RawRow | QuarantinedRow]:
             f"{shown}: the column images is {table.schema.field('images').type}; "
             "store it as list<struct<bytes: binary, path: string>>"
         )
-    for number in range(table.num_rows):
-        row_id, where = f"{shown}#{number}", f"{shown} row {number}"
-        try:
-            images = _table_pictures(file, table, number, where)
-            fields = {name: _cell(table, name, number) for name in table.column_names if name != "images"}
-        except _RowError as error:
-            yield QuarantinedRow(row_id, f"{where}: {error}")
-        else:
-            yield _RawRow(row_id, where, fields, images)
+    return table
+
+
+def _table_row(file: Rows, table: pa.Table, position: int, shown: Path, number: int) -> _RawRow | QuarantinedRow:
+    """The row at `position` of `table`, which is number `number` of its file."""
+    row_id, where = f"{shown}#{number}", f"{shown} row {number}"
+    try:
+        images = _table_pictures(file, table, position, where)
+        fields = {name: _cell(table, name, position) for name in table.column_names if name != "images"}
+    except _RowError as error:
+        return QuarantinedRow(row_id, f"{where}: {error}")
+    return _RawRow(row_id, where, fields, images)
 
 
 def _holds_pictures(kind: pa.DataType) -> bool:
@@ -243,7 +284,7 @@ def _cell(table: pa.Table, name: str, row: int) -> Any:
         raise _RowError(f"{name} is not UTF-8 text ({error.reason}); write the row again as UTF-8") from error
 
 
-def _table_pictures(file: TableFile, table: pa.Table, row: int, where: str) -> tuple[CheckedImageRef, ...]:
+def _table_pictures(file: Rows, table: pa.Table, row: int, where: str) -> tuple[CheckedImageRef, ...]:
     if "images" not in table.column_names or not (images := table.column("images")[row]).is_valid:
         return ()
     pictures: list[CheckedImageRef] = []
@@ -269,16 +310,24 @@ def _file_picture(path: object, position: int, data_file: Path, place: str) -> F
 def _json_rows(path: Path, shown: Path) -> Iterator[_RawRow | QuarantinedRow]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            row_id, where = f"{shown}#{number}", f"{shown} row {number} (line {number})"
-            try:
-                fields = _json_object(line)
-                images = _json_pictures(fields.pop("images", None), path, where)
-            except _RowError as error:
-                yield QuarantinedRow(row_id, f"{where}: {error}")
-            else:
-                yield _RawRow(row_id, where, fields, images)
+            if line.strip():
+                yield _json_line(line, path, shown, number)
+
+
+def _json_row(path: Path, shown: Path, number: int) -> _RawRow | QuarantinedRow | None:
+    with path.open("rb") as lines:
+        line = next(islice(lines, number - 1, None), b"") if number else b""
+    return _json_line(line, path, shown, number) if line.strip() else None
+
+
+def _json_line(line: bytes, path: Path, shown: Path, number: int) -> _RawRow | QuarantinedRow:
+    row_id, where = f"{shown}#{number}", f"{shown} row {number} (line {number})"
+    try:
+        fields = _json_object(line)
+        images = _json_pictures(fields.pop("images", None), path, where)
+    except _RowError as error:
+        return QuarantinedRow(row_id, f"{where}: {error}")
+    return _RawRow(row_id, where, fields, images)
 
 
 def _json_object(line: bytes) -> dict[str, Any]:

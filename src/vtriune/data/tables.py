@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +25,36 @@ IN_MEMORY_BYTES = 64 * 2**20
 """A Parquet file up to this size is kept in memory. A larger one is copied once to a memory-mapped Arrow file, because
 a row group must be decompressed as a whole to reach one picture, and many files have a single row group."""
 BATCH_ROWS = 128
+_BUFFER = 2**20
+"""Bytes of a column that are read at a time where one row is looked for."""
 
 
 def cache_folder() -> Path:
     """Return where Arrow copies are kept: VTRIUNE_CACHE, else ~/.cache/vtriune. It may be deleted between runs."""
     return Path(os.environ.get("VTRIUNE_CACHE") or Path.home() / ".cache" / "vtriune")
+
+
+class Rows(Protocol):
+    """Rows that came from a file."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    def table(self) -> pa.Table:
+        """The rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoneRow:
+    """One row of a file, taken out of it: the file is not kept open."""
+
+    path: Path
+    row: pa.Table
+
+    def table(self) -> pa.Table:
+        """The row, a table of its own."""
+        return self.row
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +78,56 @@ class TableFile:
         """
         return _open(self)
 
+    def lone_row(self, number: int) -> LoneRow | None:
+        """Read one row, counted from 0, without keeping anything of the file in memory; None if there is none such.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with _readable(self.path):
+            if self.path.is_dir():
+                table = _open_saved_dataset(self.path)
+                return LoneRow(self.path, table.slice(number, 1)) if 0 <= number < table.num_rows else None
+            with pq.ParquetFile(self.path, buffer_size=_BUFFER) as parquet:
+                return _lone_row(self.path, parquet, number)
+
+
+def _lone_row(path: Path, parquet: pq.ParquetFile, number: int) -> LoneRow | None:
+    if number < 0:
+        return None
+    for group in range(parquet.num_row_groups):
+        size = parquet.metadata.row_group(group).num_rows
+        if number < size:
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=[group]):
+                if number < batch.num_rows:
+                    return LoneRow(path, pa.Table.from_batches([batch.slice(number, 1)]))
+                number -= batch.num_rows
+        number -= size
+    return None
+
 
 @cache
 def _open(file: TableFile) -> pa.Table:
     if _modified(file.path) != file.modified_ns:
         raise UserError(f"{file.path}: changed while it was in use; start the run again")
-    try:
+    with _readable(file.path):
         if file.path.is_dir():
             return _open_saved_dataset(file.path)
         if file.path.stat().st_size <= IN_MEMORY_BYTES:
             with pq.ParquetFile(file.path) as parquet:
                 return parquet.read()
         return pa.ipc.open_stream(pa.memory_map(str(_arrow_copy(file)))).read_all()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        kind = "a folder written by save_to_disk" if file.path.is_dir() else "Parquet"
+        kind = "a folder written by save_to_disk" if path.is_dir() else "Parquet"
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{file.path}: cannot be read as {kind} ({reason}); it is damaged or incomplete: download or write it again"
+            f"{path}: cannot be read as {kind} ({reason}); it is damaged or incomplete: download or write it again"
         ) from error
 
 

@@ -184,7 +184,8 @@ class Learner:
         Returns:
             loss, clip_fraction, logprob_gap (largest difference between sampled and recomputed log-probs at the
             first optimizer step), grad_norm, grad_norm_<part>, layer_<nn>/grad_norm_<part>, learning_rate_<part>,
-            averaged over the optimizer steps taken; optimizer_steps taken and skipped_updates. What the objective asks
+            averaged over the optimizer steps taken; optimizer_steps taken, skipped_updates and staleness, the mean over
+            chunks of the optimizer steps between the weights that sampled and those that learn. What the objective asks
             for is added: kl (k3), policy_entropy and sampler_weight (1 in groups that teach nothing), means over all
             tokens. Nothing at all without lessons.
         """
@@ -193,8 +194,10 @@ class Learner:
             return {}
         lessons, prepared = self._prepare(lessons)
         chunks = split(lessons, self.config.prompts_per_update or len(lessons))
-        steps = []
+        steps: list[dict[str, float] | None] = []
+        ages = []
         for chunk in chunks:
+            ages.append(sum(one is not None for one in steps))
             steps.append(self._optimizer_step(chunk, step, total_steps))
             if steps[-1] is None:
                 self.skipped_in_a_row += 1
@@ -204,6 +207,7 @@ class Learner:
                 break
         figures = [one for one in steps if one is not None]
         result = {"optimizer_steps": float(len(figures)), "skipped_updates": float(len(steps) - len(figures))}
+        result["staleness"] = float(np.mean(ages))
         if figures:
             result |= {name: float(np.mean([figure[name] for figure in figures])) for name in figures[0]}
             result |= {"logprob_gap": figures[0]["logprob_gap"]} | prepared

@@ -1,1 +1,1 @@
-"""Source-Level Metric Monitoring: figures per data source, the run folder, TensorBoard, terminal tables."""
+"""Source-Level Metric Monitoring: figures per data source, the run folder, trackers, terminal tables, plots."""

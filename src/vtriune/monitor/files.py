@@ -64,13 +64,22 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DamagedRun: any other line is no JSON object, or the file cannot be opened.
     """
+    return (row for _, row in read_rows_from(path, 0))
+
+
+def read_rows_from(path: Path, start: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Same as `read_rows` from byte `start` on, where a line must begin; each row with its line, line end included."""
     with _opened(path) as file:
+        file.seek(start)
         for number, line in enumerate(file, start=1):
             row = _row(line)
             if row is not None:
-                yield row
-            elif file.read(1):  # not the last line: this is no half-written one
-                raise DamagedRun(f"{path} line {number}: not a JSON object; restore the file, or delete this line")
+                yield line, row
+            elif not line.endswith(b"\n"):  # half written, even if its writer has gone on meanwhile
+                return
+            elif file.read(1):
+                place = f"{f'byte {start}, ' if start else ''}line {number}"
+                raise DamagedRun(f"{path} {place}: not a JSON object; restore the file, or delete this line")
 
 
 def read_rows_backward(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

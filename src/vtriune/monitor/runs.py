@@ -12,16 +12,20 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, cast
+from uuid import uuid4
 
 import orjson
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from vtriune.monitor.alerts import Alert, Alerts
 from vtriune.monitor.files import DamagedRun, is_locked, read_rows, read_rows_backward
 from vtriune.types import UserError
 
 RowSplit = Literal["train", "eval"]
 SPLITS: tuple[RowSplit, ...] = ("train", "eval")
+
+_ALERT = TypeAdapter(Alert)
 
 
 class MetricsRow(TypedDict):
@@ -65,6 +69,8 @@ class RunFile(BaseModel):
     """run.json."""
 
     model_config = ConfigDict(extra="forbid")
+    id: str = Field(default_factory=lambda: uuid4().hex[:12])
+    """By which trackers know the run again when it is resumed; it never changes."""
     total_steps: int
     state: Literal["running", "stopped", "failed", "finished"] = "running"
     error: str = ""
@@ -85,7 +91,7 @@ def read_metrics(folder: Path) -> Iterator[MetricsRow]:
         DamagedRun: a file or a row cannot be read.
     """
     path = folder / "metrics.jsonl"
-    return (_metrics_row(path, row) for row in read_rows(path))
+    return (metrics_row(path, row) for row in read_rows(path))
 
 
 def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[MetricsRow]:
@@ -95,7 +101,38 @@ def latest_rows(folder: Path, split: RowSplit | None = None) -> Iterator[Metrics
         DamagedRun: a file or a row cannot be read.
     """
     path = folder / "metrics.jsonl"
-    return (_metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
+    return (metrics_row(path, row) for _, row in read_rows_backward(path) if split in (None, row.get("split")))
+
+
+def read_alerts(folder: Path) -> list[Alert]:
+    """The alerts of a run in the order in which they began to be told, those that ended with their `until`.
+
+    Raises:
+        DamagedRun: the file or a row cannot be read.
+    """
+    path = folder / "alerts.jsonl"
+    if not path.exists():  # older runs have none
+        return []
+    alerts: dict[tuple[str, str, int], Alert] = {}
+    for row in read_rows(path):
+        try:
+            alert = _ALERT.validate_python(row)
+        except ValidationError as error:
+            raise DamagedRun(f"{path}: the row of step {row.get('step')} is no alert: {error}") from error
+        alerts[alert.source, alert.kind, alert.since] = alert
+    return list(alerts.values())
+
+
+def watched(folder: Path) -> Alerts:
+    """The watcher of a run's alerts as its training left it after the last row.
+
+    Raises:
+        DamagedRun: a file or a row cannot be read.
+    """
+    alerts = Alerts()
+    for row in read_metrics(folder):
+        alerts.update(row["step"], row["split"], row["metrics"])
+    return alerts
 
 
 def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
@@ -105,9 +142,15 @@ def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
 
 def rollout_files(folder: Path, split: RowSplit) -> dict[int, Path]:
     """The stored rollout files of a split by step, in order."""
-    paths = [path for path in (folder / "rollouts").glob("*.parquet") if path.stem.rpartition("-")[2].isdecimal()]
-    steps = {path: int(path.stem.rpartition("-")[2]) for path in paths}
-    return {step: path for path, step in sorted(steps.items()) if path == rollout_file(folder, split, step)}
+    prefix, suffix = rollout_file(folder, split, 0).name.split("000000")
+    try:
+        with os.scandir(folder / "rollouts") as entries:
+            names = {entry.name for entry in entries}
+    except OSError:
+        return {}
+    numbers = (name.removeprefix(prefix).removesuffix(suffix) for name in names if name.startswith(prefix))
+    steps = sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
+    return {step: path for step in steps if (path := rollout_file(folder, split, step)).name in names}
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -203,11 +246,13 @@ def read_run_file(folder: Path) -> RunFile:
         raise DamagedRun(f"{folder / 'run.json'}: {error}") from error
 
 
-def _metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
+def metrics_row(path: Path, row: dict[str, Any]) -> MetricsRow:
+    """A row of the file `path`, checked. Raises DamagedRun if it is none of figures."""
     kinds = {"step": int, "split": str, "metrics": dict, "timing": dict}
     if not all(isinstance(row.get(key), kind) for key, kind in kinds.items()):
         raise DamagedRun(f"{path}: the row of step {row.get('step')} lacks one of {', '.join(kinds)}")
-    for name, value in (row["metrics"] | row["timing"]).items():
-        if not isinstance(value, int | float):
+    for figures in (row["metrics"], row["timing"]):
+        if not {*map(type, figures.values())} <= {int, float}:
+            name, value = next(one for one in figures.items() if type(one[1]) not in (int, float))
             raise DamagedRun(f"{path}: {name} of step {row['step']} is {value!r}, not a number")
     return cast("MetricsRow", row)

@@ -7,13 +7,14 @@
     rollouts/         step-000012.parquet, eval-000012.parquet: every answer with its verdict (columns: rollouts.py)
     quarantine.jsonl  samples that were set aside during training, each with the reason
     skipped.jsonl     optimizer steps that were not taken, each with the ids of its samples and the reason
+    alerts.jsonl      a line when an alert begins (`until` null) and one when it ends; `step` is when it was written
     summary.json      what a finished run reached
+    history.bin       the figures of metrics.jsonl by column, for drawing; derived, may be deleted (history.py)
 
 `step` is the number of training steps done: the first training step is row 1, an evaluation before training row 0.
 All but `timing` (seconds, tokens/s) is equal in an uninterrupted run and a resumed one. Checkpoints are the engine's.
 
-    pandas.read_parquet("runs/demo/rollouts")
-    pandas.json_normalize(map(json.loads, open("runs/demo/metrics.jsonl")))
+docs/run_folder.md tells every key and column, and how to read them with pandas and DuckDB.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,8 +31,10 @@ from typing import Any, BinaryIO, Literal, Self
 
 import yaml
 
+from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import Summary
-from vtriune.monitor.files import append_row, cut_rows, lock_folder, replacing, valid_text, write_json
+from vtriune.monitor.files import DamagedRun, append_row, cut_rows, lock_folder, replacing, valid_text, write_json
+from vtriune.monitor.history import History
 from vtriune.monitor.rollouts import Decoding, write_rollouts
 from vtriune.monitor.runs import (
     SPLITS,
@@ -49,7 +53,7 @@ from vtriune.monitor.runs import (
 from vtriune.monitor.versions import versions
 from vtriune.types import JudgedGroup, Progress, UserError
 
-ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl")
+ROW_FILES = ("metrics.jsonl", "quarantine.jsonl", "skipped.jsonl", "alerts.jsonl")
 """The files of JSON lines, each with a `step`."""
 
 _log = logging.getLogger(__name__)
@@ -69,6 +73,8 @@ class RunStore:
         last = next(latest_rows(folder), None)
         self._elapsed_before = last["timing"].get("elapsed_s", 0.0) if last else 0.0
         self._last_step = {split: next((row["step"] for row in latest_rows(folder, split)), -1) for split in SPLITS}
+        self._history = History.writing(folder)
+        self._extend_history()
         self._since = time.monotonic()
 
     @classmethod
@@ -97,7 +103,8 @@ class RunStore:
         """
         run = read_run_file(folder)
         lock = lock_folder(folder)
-        (folder / "skipped.jsonl").touch()  # older runs have none
+        for name in ("skipped.jsonl", "alerts.jsonl"):  # older runs have none
+            (folder / name).touch()
         truncate_to(folder, step)
         then, now = read_json(folder / "versions.json"), versions(threads)
         changed = {key: (then.get(key), now.get(key)) for key in sorted(then | now) if then.get(key) != now.get(key)}
@@ -125,7 +132,13 @@ class RunStore:
             elif self._run.state != "finished":
                 self._record("stopped")
         finally:
+            self._history.close()
             self._lock.close()
+
+    @property
+    def run_id(self) -> str:
+        """By which others know the run again; it stays the same when the run is resumed."""
+        return self._run.id
 
     @property
     def elapsed(self) -> float:
@@ -152,6 +165,7 @@ class RunStore:
         if len(row["metrics"]) < len(values):
             row["not_finite"] = {name: str(value) for name, value in values.items() if not math.isfinite(value)}
         append_row(self.folder / "metrics.jsonl", row)
+        self._extend_history()
         self._last_step[split] = step
 
     def write_rollouts(self, step: int, groups: Sequence[JudgedGroup], progress: Progress) -> None:
@@ -175,10 +189,22 @@ class RunStore:
             self.folder / "skipped.jsonl", {"step": step, "samples": list(samples), "reason": valid_text(reason)}
         )
 
+    def alert(self, step: int, alert: Alert) -> None:
+        """Note at step `step` that an alert has begun, or ended."""
+        row = {"step": step, **asdict(alert), "source": valid_text(alert.source)}
+        append_row(self.folder / "alerts.jsonl", row)
+
     def finish(self, summary: Summary) -> None:
         """Store what the run reached and call it finished."""
         write_json(self.folder / "summary.json", summary)
         self._record("finished")
+
+    def _extend_history(self) -> None:
+        """Bring history.bin up to date. It is derived: that it can't be is no reason to end a training."""
+        try:
+            self._history.extend()
+        except (OSError, DamagedRun) as fault:
+            _log.warning("%s: history.bin is not kept up to date: %s", self.folder, fault)
 
     def _record(self, state: Literal["running", "stopped", "failed", "finished"], error: str = "") -> None:
         self._run.state, self._run.error = state, valid_text(error)

@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vtriune.monitor.alerts import Alert
 from vtriune.monitor.evaluation import (
     Estimate,
     Evaluation,
@@ -25,9 +26,9 @@ from vtriune.monitor.evaluation import (
     sources_scored_in,
 )
 from vtriune.monitor.files import read_rows
-from vtriune.monitor.metrics import ALL
+from vtriune.monitor.metrics import ALL, TASK, sources_of
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import RunState, find_runs, inspect, read_metrics, rollout_files
+from vtriune.monitor.runs import RunState, find_runs, inspect, read_alerts, read_metrics, rollout_files
 from vtriune.types import UserError
 
 _COLUMNS = {
@@ -113,11 +114,16 @@ def _remarks(before: Evaluation, after: Evaluation) -> Iterable[str]:
 
 
 def step_line(
-    step: int, total_steps: int, metrics: Mapping[str, float], seconds_left: float, seconds_waited: float = 0
+    step: int,
+    total_steps: int,
+    metrics: Mapping[str, float],
+    seconds_left: float,
+    seconds_waited: float = 0,
+    alerts: Iterable[Alert] = (),
 ) -> RenderableType:
     """One line for one training step: mean reward, time left, and the reward of every source as far as there is room.
 
-    Waiting for rewards shows from a tenth of a second on.
+    Waiting for rewards shows from a tenth of a second on; sources with one of the open `alerts` have a `!`.
 
     A first part that all names of sources share, up to the first `_`, is left out.
     """
@@ -130,13 +136,23 @@ def step_line(
     for figure in ("failed", "unscorable"):
         if count := metrics.get(f"{ALL}/{figure}_count"):
             line.append(f"  {count:.0f} {figure}", "red")
-    sources = _sources(metrics)
+    ill = {alert.source for alert in alerts}
+    sources = sources_of(metrics)
     heads = {source.partition("_")[0] + "_" for source in sources}
     shared = heads.pop() if len(heads) == 1 and len(sources) > 1 else ""
     for source in sources:
         line.append("  ").append_text(plain(source.removeprefix(shared)))
         line.append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
+        if source in ill:
+            line.append("!", "bold yellow")
     return Group(line)  # console.print would join a bare Text with others, and wrap it
+
+
+def alert_line(alert: Alert) -> Text:
+    """One line for an alert that began, or ended."""
+    if alert.until is None:
+        return plain(f"! {alert.source}: {alert.kind} since step {alert.since}: {alert.message}", "yellow")
+    return plain(f"  {alert.source}: {alert.kind}, begun at step {alert.since}, is over since {alert.until}", "green")
 
 
 def runs_table(root: Path) -> Table:
@@ -183,7 +199,8 @@ def run_page(folder: Path) -> RenderableType:
     )
     if info.problem:
         head.append("\n").append_text(plain(info.problem))
-    return Group(head, _latest_table(folder), *_quarantined(folder), *_evaluations(folder))
+    alerts = [alert_line(alert) for alert in read_alerts(folder) if alert.until is None]
+    return Group(head, _latest_table(folder), *alerts, *_quarantined(folder), *_evaluations(folder))
 
 
 def _latest_table(folder: Path) -> RenderableType:
@@ -192,7 +209,7 @@ def _latest_table(folder: Path) -> RenderableType:
     for row in read_metrics(folder):
         if row["split"] == "train":
             metrics = row["metrics"]
-            for source in (*_sources(metrics), ALL):
+            for source in (*sources_of(metrics), ALL):
                 latest[source] = (row["step"], metrics)
                 for name in ("unscorable", "failed"):
                     lost[source, name] += round(metrics.get(f"{source}/{name}_count", 0))
@@ -226,7 +243,7 @@ def _figures_of_the_step(metrics: Mapping[str, float], sources: Sequence[str]) -
     are many, are for TensorBoard.
     """
     layers = {key for key in metrics if key.startswith("layer_") and "/grad_norm_" in key}
-    keys = {key: key.rpartition("/") for key in metrics.keys() - layers}
+    keys = {key: key.rpartition("/") for key in metrics.keys() - layers if not key.startswith(TASK)}
     per_source = {figure for source, _, figure in keys.values() if source in sources and source != ALL}
     rest = [key for key, (source, _, figure) in keys.items() if source not in sources or figure not in per_source]
     return "  ".join(f"{key} {metrics[key]:.4g}" for key in sorted(rest))
@@ -247,12 +264,6 @@ def _evaluations(folder: Path) -> Iterable[RenderableType]:
         yield before_after_table(read_evaluation(before), read_evaluation(after))
 
 
-def _sources(metrics: Mapping[str, float]) -> Sequence[str]:
-    """The sources that a row has figures of, sorted: those with a count of rollouts."""
-    names = {key.removesuffix("/rollouts") for key in metrics if key.endswith("/rollouts")}
-    return sorted(names - {ALL})
-
-
 def _table(*titles: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for title in titles:
@@ -264,6 +275,6 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def plain(text: str) -> Text:
+def plain(text: str, style: str = "") -> Text:
     """One line of `text` as it is, but for control characters, by which a name could steer the terminal."""
-    return Text("".join(char if char.isprintable() else "\ufffd" for char in text))
+    return Text("".join(char if char.isprintable() else "\ufffd" for char in text), style)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import ConfigDict, model_validator
 
 from vtriune.data.boxes import BoxSpace
-from vtriune.types import Preset
+from vtriune.types import ImageSize, Preset
 from vtriune.verifiers.base import Context, GatedParams, Outcome, Unscorable
 from vtriune.verifiers.box_match import AP_THRESHOLDS, Pair, average_precisions, matched_ious, overlaps
 from vtriune.verifiers.box_reward import Aggregate, Gate, Matching, Rule, Value, box_reward
@@ -26,6 +27,9 @@ from vtriune.verifiers.released_detection import (
     released_accuracy,
     released_figures,
 )
+
+REMEMBERED = 4096
+"""Samples, each at one eps, whose ceiling is kept: all G answers to it have the same."""
 
 _REPORTED = {0.5: "50", 0.75: "75", 0.95: "95", 0.99: "99"}
 _NOT_RELEASED = ("matching", "gate", "value", "aggregate", "empty_gold")
@@ -112,6 +116,8 @@ class Detection:
         map, map50, map75: as pycocotools, see `average_precisions` for what that means without confidences.
         n_pred, n_gold, dropped_boxes: counts.
         Where nothing is to be found and `[]` is the answer, all but the counts are 1.
+        eps, and iou_ceiling: the R_acc that gold's own boxes reach at it when they are written in whole units of the
+            answer space, which is as exact as answers are; none in relative_1, which is written in fractions.
 
     Source: arXiv 2505.18129 eq. 4-7; github.com/MiniMax-AI/One-RL-to-See-Them-All, reward_server.
 
@@ -166,20 +172,22 @@ class Detection:
         eps = context.threshold
         if eps is None:
             raise Unscorable("detection needs a threshold eps, and the context has none")
-        answer = _read_answer(response, params, context)
+        answer = read_answer(response, params, context)
         predicted = answer.boxes
         pairs = overlaps(predicted, gold)
         thresholds = sorted({0.0, eps, *_REPORTED})
         ious = dict(zip(thresholds, matched_ious(pairs, thresholds), strict=True))
-        if context.preset == "official_code":
-            accuracy = released_accuracy(predicted, gold, params.det_reward_ratio, eps)
-            layout = released_detection_score(response, len(predicted))
-        else:
-            layout = tag_score(response)
-            rule = params.rule(context.preset)
-            accuracy = box_reward(predicted, gold, pairs, ious[eps], eps, rule) if gold else float(answer.empty)
+        official = context.preset == "official_code"
+        layout = released_detection_score(response, len(predicted)) if official else tag_score(response)
+        accuracy = float(answer.empty)
+        if gold:
+            accuracy = _accuracy(predicted, gold, pairs, ious[eps], params, context.preset, eps)
         report = _report(answer, gold, pairs, ious)
-        if context.preset == "official_code" and params.released_report:
+        report["eps"] = eps
+        ceiling = _ceiling(tuple(gold), params, context.preset, context.image_sizes, eps)
+        if ceiling is not None:
+            report["iou_ceiling"] = ceiling
+        if official and params.released_report:
             figures = released_figures(predicted, gold, params.det_reward_ratio, eps)
             report |= {f"released.{name}": value for name, value in figures.items()}
         reason = ""
@@ -190,21 +198,69 @@ class Detection:
         return Outcome(accuracy, layout, correct=report["f1"] == 1, report=report, reason=reason)
 
 
-def _read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
+def _accuracy(
+    predicted: Sequence[Box],
+    gold: Sequence[Box],
+    pairs: Sequence[Pair],
+    best: Sequence[float],
+    params: DetectionParams,
+    preset: Preset,
+    eps: float,
+) -> float:
+    """R_acc against gold that has boxes; `best` are the IoUs of the best matching at eps."""
+    if preset == "official_code":
+        return released_accuracy(predicted, gold, params.det_reward_ratio, eps)
+    return box_reward(predicted, gold, pairs, best, eps, params.rule(preset))
+
+
+def read_answer(response: str, params: DetectionParams, context: Context) -> BoxList:
     """The answered boxes in gold's space."""
     official = context.preset == "official_code"
     answer = read_boxes_as_released(response) if official else _plain_labels(read_boxes(judged_text(response)))
-    unknown = official and not context.image_sizes and params.answer_space is None
-    if params.answered_in is params.gold_space or unknown:
-        return answer
-    width, height, wide, high = scales(params.answered_in, params.gold_space, context.image_sizes)
-    boxes = [
-        Box(label, x1 / width * wide, y1 / height * high, x2 / width * wide, y2 / height * high)
-        for label, x1, y1, x2, y2 in answer.boxes
-    ]
-    if official:
-        boxes = [Box(label, *(float(math.trunc(one)) for one in corners)) for label, *corners in boxes]
+    boxes = _in_gold_space(answer.boxes, params, context.preset, context.image_sizes)
     return BoxList(boxes, answer.dropped, answer.empty)
+
+
+def _answer_space(params: DetectionParams, preset: Preset, sizes: Sequence[ImageSize]) -> BoxSpace:
+    unknown = preset == "official_code" and not sizes and params.answer_space is None
+    return params.gold_space if unknown else params.answered_in
+
+
+def _in_gold_space(boxes: list[Box], params: DetectionParams, preset: Preset, sizes: Sequence[ImageSize]) -> list[Box]:
+    space = _answer_space(params, preset, sizes)
+    boxes = _moved(boxes, space, params.gold_space, sizes)
+    if preset == "official_code" and space is not params.gold_space:
+        boxes = [Box(label, *(float(math.trunc(one)) for one in corners)) for label, *corners in boxes]
+    return boxes
+
+
+def _moved(boxes: Sequence[Box], source: BoxSpace, target: BoxSpace, sizes: Sequence[ImageSize]) -> list[Box]:
+    if source is target:
+        return list(boxes)
+    width, height, wide, high = scales(source, target, sizes)
+    return [
+        Box(label, x1 / width * wide, y1 / height * high, x2 / width * wide, y2 / height * high)
+        for label, x1, y1, x2, y2 in boxes
+    ]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _ceiling(
+    gold: tuple[Box, ...], params: DetectionParams, preset: Preset, sizes: tuple[ImageSize, ...], eps: float
+) -> float | None:
+    """R_acc of gold's own boxes, written in whole units of the answer space."""
+    space = _answer_space(params, preset, sizes)
+    if space is BoxSpace.RELATIVE_1:
+        return None
+    if not gold:
+        return 1.0
+    written = [
+        Box(label, *(float(round(one)) for one in corners))
+        for label, *corners in _moved(gold, params.gold_space, space, sizes)
+    ]
+    read = _in_gold_space(written, params, preset, sizes)
+    pairs = overlaps(read, gold)
+    return _accuracy(read, gold, pairs, matched_ious(pairs, [eps])[0], params, preset, eps)
 
 
 def _plain_labels(found: BoxList) -> BoxList:

@@ -5,17 +5,22 @@ Several boxes with labels are detection.py's; gates and values are box_reward.py
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 from pydantic import ConfigDict, model_validator
 
 from vtriune.data.boxes import BoxSpace
+from vtriune.types import ImageSize
 from vtriune.verifiers.base import Context, GatedParams, Outcome, Unscorable
 from vtriune.verifiers.box_match import giou, iou
 from vtriune.verifiers.box_reward import Gate, gated, value_of
 from vtriune.verifiers.box_text import Box, read_bare_boxes, read_boxes
 from vtriune.verifiers.format import tag_score
 from vtriune.verifiers.places import corners_of, gold_text, judged_text, moved
+
+REMEMBERED = 4096
+"""Samples, each at one eps, whose ceiling is kept: all G answers to it have the same."""
 
 
 class GroundingParams(GatedParams):
@@ -49,7 +54,8 @@ class Grounding:
     corners, NaN or infinity is none. IoU is computed in gold's space, in floats. R_fmt is eq. 4.
 
     The report: iou; giou in -1..1 (-1 without a box); iou_50, iou_75, iou_95: 1 if IoU reaches that, else 0; n_pred:
-    the different boxes answered.
+    the different boxes answered; eps, and iou_ceiling: the R_acc that gold's own box reaches at it when it is written
+    in whole units of the answer space, which is as exact as answers are; none in relative_1, written in fractions.
 
     Source: arXiv 2505.18129 eq. 5 and 4; acc@0.5 as for RefCOCO (Yu et al. 2016, arXiv 1608.00272); GIoU: arXiv
     1902.09630.
@@ -89,24 +95,48 @@ class Grounding:
         eps = context.threshold
         if eps is None:
             raise Unscorable("grounding needs a threshold eps, and the context has none")
-        boxes = _different_boxes(judged_text(response))
-        corners = moved(corners_of(boxes), params.answer_space, params.gold_space, context.image_sizes)
+        boxes = answered_boxes(response, params, context)
         accuracy, overlap, generalised = 0.0, 0.0, -1.0
         if len(boxes) == 1:
-            box = Box("", *corners[0].tolist())
+            box = boxes[0]
             overlap = iou(box, gold)
             generalised = giou(box, gold)
-            if params.value == "acc":
-                accuracy = float(overlap >= 0.5)
-            else:
-                accuracy = gated(value_of(params.value, box, gold, overlap), overlap, params.gate, eps)
+            accuracy = _accuracy(box, gold, overlap, params, eps)
         report = {"iou": overlap, "giou": generalised, "n_pred": float(len(boxes))}
         report |= {f"iou_{least:.0f}": float(overlap >= least / 100) for least in (50, 75, 95)}
+        report["eps"] = eps
+        if params.answer_space is not BoxSpace.RELATIVE_1:
+            report["iou_ceiling"] = _ceiling(gold, params, context.image_sizes, eps)
         reason = ""
         if not accuracy:
             few = "no box found in the answer" if not boxes else "several boxes in the answer"
             reason = f"IoU {overlap:.3g} is worth nothing" if len(boxes) == 1 else few
         return Outcome(accuracy, tag_score(response), correct=overlap >= 0.5, report=report, reason=reason)
+
+
+def answered_boxes(response: str, params: GroundingParams, context: Context) -> list[Box]:
+    """The different boxes of the answer in gold's space; only one alone is judged.
+
+    Raises:
+        Unscorable: the picture's size is needed and missing.
+    """
+    boxes = _different_boxes(judged_text(response))
+    corners = moved(corners_of(boxes), params.answer_space, params.gold_space, context.image_sizes)
+    return [Box("", *own) for own in corners.tolist()]
+
+
+def _accuracy(box: Box, gold: Box, overlap: float, params: GroundingParams, eps: float) -> float:
+    if params.value == "acc":
+        return float(overlap >= 0.5)
+    return gated(value_of(params.value, box, gold, overlap), overlap, params.gate, eps)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _ceiling(gold: Box, params: GroundingParams, sizes: tuple[ImageSize, ...], eps: float) -> float:
+    """R_acc of gold's own box, written in whole units of the answer space."""
+    written = moved(corners_of([gold]), params.gold_space, params.answer_space, sizes).round()
+    box = Box("", *moved(written, params.answer_space, params.gold_space, sizes)[0].tolist())
+    return _accuracy(box, gold, iou(box, gold), params, eps)
 
 
 def _different_boxes(text: str) -> list[Box]:

@@ -117,8 +117,7 @@ class Pointing:
         Raises:
             Unscorable: the picture's size is needed and missing.
         """
-        places = np.array(read_points(judged_text(response)), dtype=np.float64).reshape(-1, 2)
-        points = moved(places, params.answer_space, params.gold_space, context.image_sizes).tolist()
+        points = answered_points(response, params, context)
         diagonal = _diagonal(params, context)
         shares = [[target.distance(x, y) / diagonal for target in gold] for x, y in points]
         hits: list[Pair] = [
@@ -141,6 +140,17 @@ class Pointing:
             "n_gold": float(n_gold),
         }
         return Outcome(accuracy, tag_score(response), correct=report["f1"] == 1, report=report, reason=reason)
+
+
+def answered_points(response: str, params: PointingParams, context: Context) -> list[list[float]]:
+    """The different points [x, y] of the answer in gold's space.
+
+    Raises:
+        Unscorable: the picture's size is needed and missing.
+    """
+    places = np.array(read_points(judged_text(response)), dtype=np.float64).reshape(-1, 2)
+    points: list[list[float]] = moved(places, params.answer_space, params.gold_space, context.image_sizes).tolist()
+    return points
 
 
 def _marked_points(text: str, params: PointingParams) -> list[Target]:

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
-from vtriune.types import UserError
-from vtriune.verifiers.base import Verifier
+from vtriune.types import Preset, Progress, UserError
+from vtriune.verifiers.base import Context, Verifier, in_context_of
 from vtriune.verifiers.function import FunctionVerifier
 
 _PLACES = {
@@ -159,3 +159,15 @@ def _verifier(place: str, found: Any) -> Verifier[Any, Any]:
         wanted = 'model_config = ConfigDict(extra="forbid", frozen=True)'
         raise UserError(f'verifier "{place}": Params must be a pydantic model with {wanted}')
     return cast(Verifier[Any, Any], found)
+
+
+def eps(name: str, parameters: Mapping[str, Any], preset: Preset, progress: Progress) -> float | None:
+    """The eps of eq. 5 that verifier `name` judges with at `progress`; None if it has none or isn't registered.
+
+    >>> eps("detection", {"iou_threshold": [[0, 0.85], [0.1, 0.95]]}, "modern", Progress(10, 100, "train"))
+    0.95
+    """
+    if name not in names():
+        return None
+    context = Context(preset=preset, split=progress.split, progress=progress)
+    return in_context_of(parse_params(name, parameters), context).threshold

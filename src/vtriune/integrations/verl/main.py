@@ -25,6 +25,7 @@ from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import rollout_file
 from vtriune.monitor.store import check_vacant
 from vtriune.monitor.table import before_after_table, plain
+from vtriune.monitor.trackers.base import check_installed
 from vtriune.recipe import Recipe
 from vtriune.types import UserError
 
@@ -51,6 +52,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     """
     if not resume and not replace:
         check_vacant(folder)
+    check_installed(recipe.tracking)
     settings = Settings(recipe, folder.resolve(), replace and not resume)
     config = compose_config(settings)
     if not resume:

@@ -38,6 +38,9 @@ CARRIED: dict[str, str] = {
     "evaluation.samples_between": "trainer.py",
     "evaluation.responses_per_prompt": "trainer.py",
     "evaluation.prompts_per_chunk": "trainer.py",
+    "tracking.with": "trainer.py opens them",
+    "tracking.project": "trainer.py",
+    "tracking.name": "trainer.py",
     "engine": "led here",
     "verl.overrides": "appended, the last word",
 }
@@ -107,7 +110,7 @@ def recipe_leaves(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, tup
         if isinstance(value, BaseModel):
             yield from recipe_leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", (value, info.get_default(call_default_factory=True))
+            yield f"{prefix}{info.alias or name}", (value, info.get_default(call_default_factory=True))
 
 
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
@@ -135,7 +138,7 @@ def _fixed(folder: Path) -> Iterator[Override]:
         ("trainer.default_local_dir", str(folder / "checkpoints"), "checkpoints lie in the run folder"),
         ("trainer.project_name", "vtriune", "of trackers"),
         ("trainer.experiment_name", folder.name, "of trackers"),
-        ("trainer.logger", ["console"], "the run folder holds the figures; trackers of verl's: verl.overrides"),
+        ("trainer.logger", ["console"], "the run folder and `tracking` have the figures; verl's own: verl.overrides"),
         ("trainer.total_epochs", 1, "our order of rows is as long as the run"),
         ("trainer.val_before_train", True, "gains are shown against the model before training"),
         ("trainer.resume_mode", "auto", "from the last checkpoint in the run folder, if there is one"),

@@ -5,8 +5,8 @@ The steps themselves (sampling, log-probs, update, weight transfer, checkpoints)
 
 from __future__ import annotations
 
-import logging
 import math
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +26,14 @@ from vtriune.grpo.advantages import group_advantages
 from vtriune.integrations.verl.dataset import SampleRows, as_row
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
+from vtriune.monitor.alerts import Alerts
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics, evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.tensorboard import TensorBoard, Unfailing
+from vtriune.monitor.table import alert_line
+from vtriune.monitor.trackers.base import Trackers, open_trackers
 from vtriune.session import new_store
 from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Verdict
 
@@ -45,8 +47,6 @@ FIGURES = {
 """verl's figures of a step that ours have a name for."""
 TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "update_s"}
 """verl's timings of a step. Answers are judged while others are sampled: reward has no time of its own."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self.settings = settings_of(config.data)
         self.recipe = self.settings.recipe
         self._store: RunStore
-        self._tracker: Unfailing
+        self._trackers: Trackers
+        self._alerts: Alerts
         self._judged: list[JudgedGroup] = []
         self._unreadable: set[str] = set()
         self._eos_ids: tuple[int, ...] = ()
@@ -100,16 +101,20 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             self.config.trainer.val_before_train = False  # the run has its first evaluation
         else:
             self._store = new_store(folder, self.recipe, threads=threads, replace=self.settings.replace)
-        self._tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first or None))
-        try:
-            with self._store:
-                if not first:
-                    for row in self.train_dataset.data.set_aside:
-                        self._store.quarantine(0, row.id, row.reason)
-                super().fit(agent_loop_manager)
-                self._finish()
-        finally:
-            self._tracker.close()
+        self._alerts = watched(folder)
+        self._trackers = open_trackers(
+            self.recipe.tracking,
+            folder,
+            self._store.run_id,
+            self.recipe.model_dump(mode="json"),
+            resumed_at=first or None,
+        )
+        with self._trackers, self._store:
+            if not first:
+                for row in self.train_dataset.data.set_aside:
+                    self._store.quarantine(0, row.id, row.reason)
+            super().fit(agent_loop_manager)
+            self._finish()
 
     def on_train_begin(self) -> None:
         """Catch up on the evaluation that a killed run owed when its checkpoint had been written."""
@@ -123,17 +128,20 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """verl's step, then its row and its rollouts in the run folder."""
+        began = time.monotonic()
         batch = super().step(metrics, timing_raw)
         step, judged = self.global_steps, self._judged
         self._note_missing(step, judged)
-        figures = source_metrics(judged)
+        figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
+        tokens = sum(len(rollout.token_ids) for one in judged for rollout in one.group.rollouts)
+        timing["tokens_per_s"] = tokens / timing["rollout_s"]
         self._store.write_rollouts(step, judged, progress_of(step, self.recipe.steps, "train"))
-        self._store.log(step, "train", figures, timing)
-        self._tracker.write(step, "train", figures)
+        timing["step_s"] = time.monotonic() - began
+        self._log(step, "train", figures, timing)
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
         return batch
 
@@ -195,11 +203,21 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             if sample.id not in answered:
                 self._unreadable.add(sample.id)
                 self._store.quarantine(done, sample.id, "no answer: see the log of verl's agent loop for the reason")
-        figures = evaluation_figures(Evaluation(evaluate_metrics(sampled), evaluate_metrics(greedy)))
+        figures = source_metrics(sampled, dataset.data.shared_tasks)
+        figures |= evaluation_figures(Evaluation(evaluate_metrics(sampled), evaluate_metrics(greedy)))
         self._store.write_evaluation(done, sampled, greedy, progress_of(done, self.recipe.steps, "test"))
-        self._store.log(done, "eval", figures)
-        self._tracker.write(done, "eval", figures)
+        self._log(done, "eval", figures)
         return {f"val/{name}": value for name, value in figures.items()}
+
+    def _log(
+        self, step: int, split: RowSplit, figures: dict[str, float], timing: dict[str, float] | None = None
+    ) -> None:
+        """Store figures, show them, and tell what fell ill or recovered by them."""
+        self._store.log(step, split, figures, timing)
+        self._trackers.write(step, split, figures)
+        for alert in self._alerts.update(step, split, figures):
+            self._store.alert(step, alert)
+            print(alert_line(alert).plain, flush=True)  # Ray shows it where the run was started
 
     def _ask_tests(self, rows: list[dict[str, Any]]) -> list[_Answer]:
         """Answers to held-out rows, by verl's agent loops."""

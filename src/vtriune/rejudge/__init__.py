@@ -1,0 +1,1 @@
+"""Judging a run's stored rollouts again: as the run did, or by changed settings."""

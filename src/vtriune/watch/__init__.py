@@ -1,0 +1,1 @@
+"""The dashboard: a local server over the runs of a folder, and its page."""
