@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-collect_ignore_glob: list[str] = []
+collect_ignore_glob = ["tests/integrations/verl/support/*"]  # registers things with verl, inside its processes only
 if find_spec("verl") is None:
-    needless = ("agent", "dataset", "engine", "main", "reward", "trainer")
-    collect_ignore_glob = [f"src/vtriune/integrations/verl/{name}.py" for name in needless]
+    with_verl = ("agent", "dataset", "engine", "main", "reward", "trainer")
+    collect_ignore_glob += [f"src/vtriune/integrations/verl/{name}.py" for name in with_verl]
