@@ -358,6 +358,57 @@ def verifiers(
         _console().print(describe.verifiers_table(shown) if name is None else describe.verifier_page(name))
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/orsta-7b.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, as for train.")] = None,
+    gpus: Annotated[int, typer.Option(help="In all; 1 plans the local engine.", min=1)] = 1,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of each.", min=1)] = 80,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines they are in; default: 8 GPUs to a machine.", min=1)
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None, typer.Option(help="GPUs that share a sampling engine's weights; default: as few as will do.", min=1)
+    ] = None,
+    sampling_share: Annotated[
+        float, typer.Option(help="Share of a GPU that the sampling engine may fill.", min=0.05, max=0.95)
+    ] = 0.5,
+    text_tokens: Annotated[int, typer.Option(help="Of a prompt, without pictures.", min=1)] = 256,
+    picture_tokens: Annotated[int, typer.Option(help="Of a prompt's pictures.", min=0)] = 1280,
+    sampling_seconds: Annotated[
+        float, typer.Option(help="Of one step; decides how many judges keep up.", min=0.1)
+    ] = 60,
+    model_config: Annotated[
+        str | None,
+        typer.Option(help="A config.json, or qwen2.5-vl-7b or qwen2.5-vl-32b; default: that of model.path."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and counts as JSON.")] = False,
+) -> None:
+    """Say on paper what a recipe needs: memory of a GPU, the split of a step, pictures, judges. Nothing is loaded.
+
+    docs/plan.md has the formulas, and what they were checked against. Exits with 1 if something won't fit.
+
+    [bold]vtriune plan recipes/orsta-7b.yaml --gpus 64 --gpu-memory 96[/bold]
+    [bold]vtriune plan recipes/orsta-32b.yaml update.gradient_checkpointing=true --gpus 64 --gpu-memory 96 --json[/bold]
+    """
+    from vtriune.plan import Load as PromptLoad  # noqa: PLC0415
+    from vtriune.plan import Machines, choose_tensor_parallel, find_shape, make_plan, plan_page  # noqa: PLC0415
+    from vtriune.recipe import load_recipe  # noqa: PLC0415
+
+    loaded = load_recipe(recipe, overrides or [])
+    model, shape = find_shape(loaded.model.path, model_config)
+    machines = Machines(gpus, gpu_memory, nodes, tensor_parallel or 1, sampling_share)
+    if tensor_parallel is None:
+        machines = choose_tensor_parallel(shape, machines)
+    made = make_plan(loaded, shape, machines, PromptLoad(text_tokens, picture_tokens, sampling_seconds), model)
+    if as_json:
+        sys.stdout.write(orjson.dumps(made, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _console().print(plan_page(made), soft_wrap=True)
+    if not made.fits:
+        raise typer.Exit(1)
+
+
 @runs_app.command("list")
 def runs_list(root: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = Path("runs")) -> None:
     """List all runs below a folder, the latest first."""
