@@ -1,7 +1,7 @@
 """What a recipe needs, on paper: memory per GPU, how a step is split over them, pictures in the host's memory, judges.
 
-From the recipe and the model's shape alone, without torch. docs/plan.md derives each formula and says what it was checked
-against; the names of symbols here are those there.
+From the recipe and the model's shape alone, without torch. docs/plan.md states each formula, with the symbols used here,
+and what it was checked against.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the recipe's sections stand beside the engine, which import
 
 GIB = 2**30
 USABLE = 0.9
-"""Share of a GPU's memory that a plan may fill. The rest: CUDA's context, NCCL's buffers, fragmentation. An assumption."""
+"""Share of a GPU's memory that a plan may fill; CUDA's context, NCCL and fragmentation take the rest. An assumption."""
 SAMPLER_RESERVE = 2 * GIB
 """What the sampling engine needs beside weights, keys and values: activations, CUDA graphs. An assumption."""
 VERDICTS_PER_WORKER = 345
@@ -520,8 +520,8 @@ def _training_remedy(paper: _Paper, limit: float) -> str:
             machines = replace(paper.machines, gpus=gpus, nodes=None)
             if fits(replace(checkpointed, budget=least, machines=machines)):
                 return (
-                    f"with gradient checkpointing and update.tokens_per_batch: {least} it fits on {gpus} GPUs; or train "
-                    "adapters (model.lora)"
+                    f"with gradient checkpointing and update.tokens_per_batch: {least} it fits on {gpus} GPUs; or "
+                    "train adapters (model.lora)"
                 )
     return "train adapters (model.lora), take a smaller model or GPUs with more memory"
 
