@@ -1,7 +1,7 @@
 """What a recipe needs, on paper: memory per GPU, how a step is split over them, pictures in the host's memory, judges.
 
-From the recipe and the model's shape alone, without torch. docs/plan.md states each formula, with the symbols used here,
-and what it was checked against.
+From the recipe and the model's shape alone, without torch. docs/plan.md states each formula, with the symbols used
+here, and what it was checked against.
 """
 
 from __future__ import annotations
@@ -278,12 +278,16 @@ class _Paper:
                 "AdamW": 8 * trained / n,
                 "initial weights (kl_coefficient)": 2 * self._reference() / n,
                 "gathered weights and gradients": 2 * shape.embedding + 4 * shape.layer + 6 * largest,
-                "activations": 2 * shape.hidden * tokens * shape.layers + 2 * inside
-                if self.checkpointing
-                else inside * shape.layers,
-                "logits": 6 * shape.vocabulary * tokens,
+                "activations": (2 * shape.hidden * tokens if self.checkpointing else inside) * shape.layers,
+                **self._logits_or_layer(6 * shape.vocabulary * tokens, inside),
             }
         )
+
+    def _logits_or_layer(self, logits: float, inside: float) -> dict[str, float]:
+        """The backward pass has the logits first, and a layer computed again, with its gradients, once they are gone."""
+        if not self.checkpointing:
+            return {"logits": logits}
+        return {"logits, or a layer computed again": max(logits, 2 * inside)}
 
     def kv(self) -> float:
         """Bytes of a token's keys and values on one GPU: heads that can't be divided are there on each."""
@@ -333,10 +337,11 @@ class _Paper:
         rows = prompts * self.group
         ends = prompts * self.prompt, rows * (self.answer - 1)
         queries = shape.heads * shape.head_size
-        # An answer's attention keeps keys and values of its prompt and itself, repeated for each query head.
-        seen = 2 * b * rows * (self.prompt + self.answer - 1) * queries
+        # An answer's attention keeps keys and values of its prompt and itself, repeated for each query head, and what
+        # each of its tokens sees of them.
+        seen = b * rows * (self.prompt + self.answer - 1) * (2 * queries + self.answer - 1)
         own = 2 * b * shape.key_heads * shape.head_size
-        inside = sum(ends) * saved_per_token(shape, kind) - ends[1] * own + seen
+        insides = ends[0] * saved_per_token(shape, kind), ends[1] * (saved_per_token(shape, kind) - own) + seen
         between = 4 * shape.hidden * sum(ends) + self._local_prefix() * ends[0]
         logits = min(rows * self.answer * shape.vocabulary, LOGITS_AT_A_TIME)
         return Memory(
@@ -344,8 +349,9 @@ class _Paper:
             | {
                 "gradients (float32)": 4 * trained,
                 "weights in bfloat16": 2 * trained if kind == "autocast" else 0,
-                "activations": between * shape.layers + 2 * inside if self.checkpointing else inside * shape.layers,
-                "logits": 4 * 4 * logits,
+                "activations": (between if self.checkpointing else sum(insides)) * shape.layers
+                + 8 * shape.hidden * sum(ends),
+                **self._logits_or_layer(4 * 4 * logits, max(insides)),
             }
         )
 

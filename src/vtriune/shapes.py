@@ -123,6 +123,8 @@ class _Numbers:
 
     def _get(self, section: str, name: str, default: int | None) -> int:
         known = self.config.get(f"{section}_config", self.config if section == "text" else {})
+        if not isinstance(known, dict):
+            raise UserError(f"{self.where}: {section}_config is no section of keys; correct it")
         value = known.get(name, default)
         if not isinstance(value, int | float) or value <= 0:
             raise UserError(f"{self.where}: {section}_config.{name} is {value!r}, not a number above 0; correct it")
