@@ -284,7 +284,7 @@ class _Paper:
         )
 
     def _logits_or_layer(self, logits: float, inside: float) -> dict[str, float]:
-        """The backward pass has the logits first, and a layer computed again, with its gradients, once they are gone."""
+        """The backward pass has the logits first; once they are gone a layer computed again, with its gradients."""
         if not self.checkpointing:
             return {"logits": logits}
         return {"logits, or a layer computed again": max(logits, 2 * inside)}
