@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
+from collections.abc import Callable
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
@@ -18,6 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
+
+if TYPE_CHECKING:
+    from vtriune.recipe import Recipe
 
 MAX_LINE = 4_000_000
 """Bytes of one line of a JSONL file; a longer one is refused."""
@@ -51,6 +56,9 @@ def train(
         Path | None, typer.Option(help="Go on with the run in this folder from its last checkpoint; no RECIPE then.")
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Delete an earlier run in the run folder first.")] = False,
+    show: Annotated[
+        bool, typer.Option("--print", help="With engine=verl: show what verl is told, and why; nothing is run.")
+    ] = False,
 ) -> None:
     """Train a model as a recipe says, and print what each source learned.
 
@@ -59,6 +67,7 @@ def train(
 
     [bold]vtriune train recipes/demo.yaml seed=1 --out runs/demo-1[/bold]
     [bold]vtriune train --resume runs/demo-1[/bold]
+    [bold]vtriune train recipes/demo.yaml engine=verl verl.gpus_per_node=8 --print[/bold]
     """
     if (recipe is None) == (resume is None):
         raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
@@ -69,15 +78,22 @@ def train(
 
     from vtriune.monitor.table import plain  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
-    from vtriune.session import Interrupted  # noqa: PLC0415
-    from vtriune.train import train as run  # noqa: PLC0415
 
     if resume is not None:
         loaded, folder = load_recipe(resume / "recipe.yaml"), resume
     elif recipe is not None:
         loaded, folder = load_recipe(recipe, overrides or []), out or Path("runs") / recipe.stem
     console = _console()
+    if show:
+        if loaded.engine != "verl":
+            raise UserError("--print shows what verl is told; add engine=verl")
+        console.print(_overrides_table(loaded, folder))
+        return
+
+    from vtriune.session import Interrupted  # noqa: PLC0415
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=console)])
+    run = _engine(loaded)
     try:
         run(loaded, folder, console, resume=resume is not None, replace=replace)
     except Interrupted as stop:
@@ -87,6 +103,30 @@ def train(
         again = f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {folder}"
         console.print(plain(again), soft_wrap=True)
         raise typer.Exit(130) from None
+
+
+def _engine(recipe: Recipe) -> Callable[..., None]:
+    """What runs a recipe."""
+    if recipe.engine == "local":
+        from vtriune.train import train  # noqa: PLC0415
+
+        return train
+    if find_spec("verl") is None:
+        raise UserError("engine: verl is not installed here; pip install 'vtriune[verl]', or leave out engine=verl")
+    from vtriune.integrations.verl.main import train as train_on_verl  # noqa: PLC0415
+
+    return train_on_verl
+
+
+def _overrides_table(recipe: Recipe, folder: Path) -> Table:
+    from vtriune.integrations.verl.overrides import hydra_overrides  # noqa: PLC0415
+
+    table = Table("override of verl", "from", "reason", box=None, pad_edge=False)
+    for one in hydra_overrides(recipe, folder.resolve()):
+        table.add_row(*(Text(text) for text in (one.hydra, one.field, one.reason)))
+    for text in recipe.verl.overrides:
+        table.add_row(Text(text), "verl.overrides", "as given")
+    return table
 
 
 @app.command()

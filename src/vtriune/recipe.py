@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtriune.data.sources import SourceConfig, mixture_weights
 from vtriune.grpo.objective import ObjectiveConfig
+from vtriune.integrations.verl.config import VerlConfig
 from vtriune.local.model import ModelConfig
 from vtriune.local.parts import PARTS
 from vtriune.local.rollout import RolloutConfig
@@ -106,6 +107,9 @@ class Recipe(BaseModel):
     seed: int = Field(0, ge=0, description="Of mixing, prompt pool and sampling.")
     steps: int = Field(ge=1, description="Training steps: each samples one batch of prompts and learns from it.")
     threads: int | None = Field(None, ge=1, description="CPU threads of the engine; null: torch decides.")
+    engine: Literal["local", "verl"] = Field(
+        "local", description="local: one process, one device; verl: distributed, needs the extra `verl`."
+    )
     model: ModelConfig
     data: DataConfig
     reward: RewardConfig = RewardConfig()
@@ -114,6 +118,7 @@ class Recipe(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    verl: VerlConfig = Field(VerlConfig(), description="Of engine verl only.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

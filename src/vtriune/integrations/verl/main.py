@@ -1,0 +1,111 @@
+"""Starts a run on verl: our overrides on verl's configuration, our modules in its processes, verl's own `run_ppo`.
+
+It is what `vtriune train RECIPE engine=verl` calls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from verl.trainer import main_ppo
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import validate_config
+from verl.utils.device import auto_set_device
+
+from vtriune.integrations.verl.overrides import Override, hydra_overrides
+from vtriune.integrations.verl.settings import KEY, Settings
+from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.store import check_vacant
+from vtriune.monitor.table import before_after_table, plain
+from vtriune.recipe import Recipe
+from vtriune.types import UserError
+
+
+class TaskRunner(main_ppo.TaskRunnerV1.__ray_metadata__.modified_class):  # type: ignore[misc]
+    """verl's, with our trainer registered in its process."""
+
+    def run(self, config: DictConfig) -> None:
+        """Raises RuntimeError if verl would use another trainer."""
+        from verl.trainer.ppo.v1 import get_trainer_cls  # noqa: PLC0415
+
+        from vtriune.integrations.verl.trainer import TRAINER, SourceTrainer  # noqa: PLC0415 - registers it
+
+        if config.trainer.v1.trainer_mode != TRAINER or get_trainer_cls(TRAINER) is not SourceTrainer:
+            raise RuntimeError(f"verl would use the trainer {config.trainer.v1.trainer_mode}, which is not ours")
+        super().run(config)
+
+
+def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = False, replace: bool = False) -> None:
+    """Run a recipe on verl from start to end, or go on from the last checkpoint in `folder`.
+
+    Raises:
+        UserError: the recipe can't be translated, verl refuses the configuration, data or folder can't be used.
+    """
+    if not resume and not replace:
+        check_vacant(folder)
+    settings = Settings(recipe, folder.resolve(), replace and not resume)
+    config = compose_config(settings)
+    if not resume:
+        with open_dict(config):
+            config.trainer.resume_mode = "disable"  # checkpoints of an earlier run may lie there until it is replaced
+    try:
+        main_ppo.run_ppo(config, task_runner_class=ray.remote(TaskRunner))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(cause := error.cause, UserError):
+            raise UserError(str(cause)) from error
+        raise
+    finally:
+        ray.shutdown()
+    before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, recipe.steps))
+    console.print(before_after_table(before, after))
+    console.print(plain(f"{recipe.steps} steps. Look closer: vtriune runs show {folder}"), soft_wrap=True)
+
+
+def compose_config(settings: Settings) -> DictConfig:
+    """verl's configuration with our overrides, then the user's, checked by verl.
+
+    Raises:
+        UserError: a key is unknown to verl, a value is refused, or the user's overrides undo what ours need.
+    """
+    recipe = settings.recipe
+    ours = hydra_overrides(recipe, settings.folder)
+    texts = [one.hydra for one in ours]
+    try:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            config = compose("ppo_trainer", overrides=[*texts, *recipe.verl.overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"verl.overrides: {' '.join(str(error).split())}") from error
+    _check_ours(config, ours)
+    with open_dict(config):
+        config.data[KEY] = settings.encode()
+    try:
+        auto_set_device(config)
+        validate_config(
+            config=config,
+            use_reference_policy=need_reference_policy(config),
+            use_critic=need_critic(config),
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"verl refuses this recipe: {error}") from error
+    return config
+
+
+def _check_ours(config: DictConfig, ours: list[Override]) -> None:
+    """What is the same in every run makes verl use our modules: the user's overrides may add to it, not undo it."""
+    free = ("trainer.logger", "trainer.project_name", "trainer.experiment_name")
+    free = (*free, "actor_rollout_ref.actor.checkpoint.save_contents", "actor_rollout_ref.actor.use_dynamic_bsz")
+    for one in ours:
+        if one.field or one.key in free:
+            continue
+        found: Any = OmegaConf.select(config, one.key)
+        found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+        if found != one.value:
+            raise UserError(f"verl.overrides: {one.key} must stay {one.value!r} ({one.reason}); leave it out")

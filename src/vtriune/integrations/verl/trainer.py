@@ -1,0 +1,307 @@
+"""verl's synchronous trainer with what a run of ours has: our advantages, figures per source, evaluation, run folder.
+
+The steps themselves (sampling, log-probs, update, weight transfer, checkpoints) are verl's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue
+from tensordict import TensorDict
+from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
+from verl.utils import tensordict_utils
+from verl.utils.dataset.rl_dataset import collate_fn
+
+from vtriune.grpo.advantages import group_advantages
+from vtriune.integrations.verl.dataset import SampleRows, as_row
+from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
+from vtriune.integrations.verl.settings import settings_of
+from vtriune.monitor.evaluation import evaluation_figures, evaluate_metrics, Evaluation, summarize
+from vtriune.monitor.metrics import source_metrics
+from vtriune.monitor.rollouts import read_evaluation
+from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.store import RunStore
+from vtriune.monitor.tensorboard import TensorBoard, Unfailing
+from vtriune.session import new_store
+from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Sample, Status, Verdict
+
+TRAINER = "vtriune"
+FIGURES = {
+    "actor/pg_loss": "loss",
+    "actor/pg_clipfrac": "clip_fraction",
+    "actor/grad_norm": "grad_norm",
+    "actor/kl_loss": "kl",
+}
+"""verl's figures of a step that ours have a name for."""
+TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "update_s"}
+"""verl's timings of a step. Answers are judged while others are sampled: reward has no time of its own."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One row of verl's queue."""
+
+    key: str
+    session: int
+    about: dict[str, Any]
+    """`extra_info` of dataset.as_row."""
+    prompt_ids: np.ndarray
+    sizes: list[list[list[int]]]
+    rollout: Rollout
+    verdict: Verdict
+
+
+@register_trainer(TRAINER)
+class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
+    """One per run, in the process of verl's TaskRunner. The run folder is written from here."""
+
+    # verl compares this with the text "sync" in several places; which trainer it is was decided by the registry.
+    trainer_mode = property(lambda self: "sync", lambda self, value: None)
+
+    def __init__(self, config: Any) -> None:
+        self.settings = settings_of(config.data)
+        self.recipe = self.settings.recipe
+        self._store: RunStore
+        self._tracker: Unfailing
+        self._judged: list[JudgedGroup] = []
+        self._unreadable: set[str] = set()
+        super().__init__(config)
+
+    def _setup(self) -> None:
+        super()._setup()
+        if not isinstance(self.train_dataset, SampleRows) or not isinstance(self.val_dataset, SampleRows):
+            raise RuntimeError("verl uses another dataset: data.custom_cls was overridden")
+        if len(self.train_dataset) != self.total_training_steps * self.config.data.train_batch_size:
+            raise RuntimeError("verl counts other steps than the recipe: a size was overridden")
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        """All steps from the last checkpoint on, into the run folder."""
+        folder, first = self.settings.folder, self.global_steps
+        threads = torch.get_num_threads()
+        if first:
+            self._store = RunStore.resume(folder, step=first, threads=threads)
+            self.config.trainer.val_before_train = False  # the run has its first evaluation
+        else:
+            self._store = new_store(folder, self.recipe, threads=threads, replace=self.settings.replace)
+        self._tracker = Unfailing(TensorBoard(folder / "tensorboard", resumed_at=first or None))
+        try:
+            with self._store:
+                if not first:
+                    for row in self.train_dataset.data.set_aside:
+                        self._store.quarantine(0, row.id, row.reason)
+                super().fit(agent_loop_manager)
+                self._finish()
+        finally:
+            self._tracker.close()
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+        """verl's step, then its row and its rollouts in the run folder."""
+        batch = super().step(metrics, timing_raw)
+        step, judged = self.global_steps, self._judged
+        self._note_missing(step, judged)
+        figures = source_metrics(judged)
+        figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
+        if not math.isfinite(metrics["actor/grad_norm"]):
+            self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
+        timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
+        self._store.write_rollouts(step, judged, progress_of(step, self.recipe.steps, "train"))
+        self._store.log(step, "train", figures, timing)
+        self._tracker.write(step, "train", figures)
+        metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
+        return batch
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """Our advantages in the place of verl's, over the answers that have a verdict.
+
+        The others get advantage 0, and `response_mask` and `loss_mask` 0 on all of their tokens: they enter neither a
+        group's mean nor the sums, nor the number of tokens that the loss is divided by. (Where the loss is divided by
+        the number of answers, verl counts them.)
+        """
+        batch = super()._compute_advantage(batch, metrics)  # sampler weights and divergence are verl's
+        answers = self._answers(batch)
+        self._judged = self._groups(answers, self.train_dataset)
+        worth = {
+            key: float(value)
+            for one, keys in zip(self._judged, self._keys(answers), strict=True)
+            for key, value in zip(keys, one.advantages, strict=True)
+        }
+        scored = {one.key: one.verdict.status is Status.SCORED for one in answers}
+        rows = transfer_queue.kv_batch_get(
+            keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"]
+        )
+        masks, advantages = [], []
+        for key, mask in zip(batch.keys, rows["response_mask"].unbind(), strict=True):
+            # A key that has no answer is one of the rows that verl fills a batch up with.
+            masks.append(mask if scored.get(key, True) else torch.zeros_like(mask))
+            advantages.append(worth.get(key, 0.0) * masks[-1].float())
+        nested = {
+            "advantages": advantages,
+            "returns": advantages,
+            "response_mask": masks,
+            "loss_mask": masks,
+        }
+        fields = {
+            name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in nested.items()
+        }
+        return transfer_queue.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
+        )
+
+    def _validate(self) -> dict[str, float]:
+        """Held-out evaluation as the recipe has it: sampled and greedy, chunk by chunk, thresholds fixed."""
+        done, dataset = self.global_steps, self.val_dataset
+        evaluation = self.recipe.evaluation
+        between = 0 < done < self.recipe.steps
+        chosen = dataset.data.first_tests(evaluation.samples_between if between else None)
+        numbers = {sample.id: index for index, sample in enumerate(dataset.data.test)}
+        asked = [(numbers[one.id], one) for one in chosen if one.id not in self._unreadable]
+        sampled: list[JudgedGroup] = []
+        greedy: list[JudgedGroup] = []
+        for start in range(0, len(asked), evaluation.prompts_per_chunk):
+            chunk = asked[start : start + evaluation.prompts_per_chunk]
+            rows = [as_row(one, k, "test", "sampled", evaluation.responses_per_prompt) for k, one in chunk]
+            rows += [as_row(one, k, "test", "greedy", 1) for k, one in chunk]
+            answers = self._ask_tests(rows)
+            for groups, decoding in ((sampled, "sampled"), (greedy, "greedy")):
+                some = [one for one in answers if one.about["decoding"] == decoding]
+                groups.extend(self._groups(some, dataset))
+        answered = {one.group.sample.id for one in greedy} & {one.group.sample.id for one in sampled}
+        for _, sample in asked:
+            if sample.id not in answered:
+                self._unreadable.add(sample.id)
+                self._store.quarantine(done, sample.id, "no answer: see the log of verl's agent loop for the reason")
+        figures = evaluation_figures(Evaluation(evaluate_metrics(sampled), evaluate_metrics(greedy)))
+        self._store.write_evaluation(done, sampled, greedy, progress_of(done, self.recipe.steps, "test"))
+        self._store.log(done, "eval", figures)
+        self._tracker.write(done, "eval", figures)
+        return {f"val/{name}": value for name, value in figures.items()}
+
+    def _ask_tests(self, rows: list[dict[str, Any]]) -> list[_Answer]:
+        """Answers to held-out rows, by verl's agent loops."""
+        asked = collate_fn(rows)
+        asked["uid"] = np.array([str(uuid.uuid4()) for _ in rows], dtype=object)
+        batch = tensordict_utils.get_tensordict(asked)
+        tensordict_utils.assign_non_tensor_data(batch, "global_steps", self.global_steps)
+        tensordict_utils.assign_non_tensor_data(batch, "validate", True)
+        tags = [{"is_prompt": True, "status": "pending", "global_steps": self.global_steps} for _ in rows]
+        transfer_queue.kv_batch_put(keys=list(asked["uid"]), partition_id="val", tags=tags)
+        self.agent_loop_manager.generate_sequences(batch)
+        got, _ = self.replay_buffer.sample(
+            global_steps=self.global_steps, partition_id="val", batch_size=len(rows)
+        )
+        if not got.keys:
+            return []
+        answers = self._answers(got)
+        transfer_queue.kv_clear(keys=got.keys, partition_id=got.partition_id)
+        return answers
+
+    def _answers(self, batch: Any) -> list[_Answer]:
+        """What verl's queue holds of a batch, in the order of rows and sessions, without the rows that fill it up."""
+        kept = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
+        fields = ["prompts", "responses", "rollout_log_probs", "extra_fields", "extra_info"]
+        if batch.partition_id == "train":
+            fields.append("entropy")
+        rows = transfer_queue.kv_batch_get(keys=kept, partition_id=batch.partition_id, select_fields=fields)
+        columns = {name: _column(rows[name]) for name in fields}
+        answers = []
+        for number, key in enumerate(kept):
+            row = {name: values[number] for name, values in columns.items()}
+            ids, logprobs = row["responses"].numpy(), row["rollout_log_probs"].float().numpy()
+            # Of tests verl computes no entropies; the mean surprisal of what was sampled estimates it.
+            entropy = row["entropy"].float().mean() if "entropy" in row else -logprobs.mean()
+            extra = row["extra_fields"]
+            rollout = Rollout(
+                ids,
+                logprobs,
+                self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+                FinishReason.STOP if ids[-1] in self._eos_ids() else FinishReason.LENGTH,
+                float(entropy),
+                int(extra["spurious_tokens"]),
+            )
+            answers.append(
+                _Answer(
+                    key,
+                    int(key.rsplit("_", 2)[1]),
+                    row["extra_info"],
+                    row["prompts"].numpy(),
+                    extra["image_sizes"],
+                    rollout,
+                    decode_verdict(extra["reward_extra_info"]),
+                )
+            )
+        return sorted(answers, key=lambda one: (one.about["index"], one.session))
+
+    def _groups(self, answers: Sequence[_Answer], dataset: SampleRows) -> list[JudgedGroup]:
+        judged = []
+        for index, members in groupby(answers, key=lambda one: one.about["index"]):
+            group = list(members)
+            sample = dataset.sample(index)
+            verdicts = tuple(one.verdict for one in group)
+            judged.append(
+                JudgedGroup(
+                    Group(
+                        sample,
+                        self._prompt(group[0].prompt_ids),
+                        group[0].prompt_ids,
+                        image_sizes(group[0].sizes),
+                        tuple(one.rollout for one in group),
+                    ),
+                    verdicts,
+                    group_advantages(self.recipe.objective.advantage, verdicts, sample.reward),
+                )
+            )
+        return judged
+
+    @staticmethod
+    def _keys(answers: Sequence[_Answer]) -> list[list[str]]:
+        """Keys of the answers, group by group."""
+        return [[one.key for one in some] for _, some in groupby(answers, key=lambda one: one.about["index"])]
+
+    def _prompt(self, ids: np.ndarray) -> str:
+        """The prompt with one mark per picture."""
+        placeholder = self.processor.image_token_id
+        kept = [token for k, token in enumerate(ids) if token != placeholder or k == 0 or ids[k - 1] != placeholder]
+        return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _eos_ids(self) -> tuple[int, ...]:
+        config = self.config.actor_rollout_ref.model
+        if not hasattr(self, "_eos"):
+            from transformers import GenerationConfig  # noqa: PLC0415
+
+            eos = GenerationConfig.from_pretrained(config.path).eos_token_id or self.tokenizer.eos_token_id
+            self._eos = tuple(eos) if isinstance(eos, list) else (eos,)
+        return self._eos
+
+    def _note_missing(self, step: int, judged: Sequence[JudgedGroup]) -> None:
+        """Rows that verl's agent loops failed on: they were not learned from, and are asked again in their next turn."""
+        size = self.recipe.rollout.prompts_per_step
+        missing = {self.train_dataset.sample(k).id for k in range((step - 1) * size, step * size)}
+        missing -= {one.group.sample.id for one in judged}
+        for sample_id in sorted(missing):
+            self._store.quarantine(step, sample_id, "no answer: see the log of verl's agent loop for the reason")
+
+    def _finish(self) -> None:
+        """Compare the last evaluation with the first one."""
+        folder, steps = self.settings.folder, self.recipe.steps
+        before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
+        minutes = self._store.elapsed / 60
+        self._store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
+
+
+def _column(values: Any) -> list[Any]:
+    """A field of verl's queue row by row: nested tensors, or objects in wrappers of their own."""
+    if isinstance(values, torch.Tensor):
+        return list(values.unbind())
+    return [getattr(value, "data", value) for value in values]

@@ -1,0 +1,1 @@
+"""Lets verl run on a CPU in tests; imported inside its processes."""
