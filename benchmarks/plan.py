@@ -105,8 +105,8 @@ def measure(case: Case) -> tuple[float, float]:
 def _run(case: Case, folder: Path) -> tuple[float, float]:
     import numpy as np  # noqa: PLC0415 - here and below: only the measured process needs them
     import torch  # noqa: PLC0415
-
     from benchmarks.engine.models import write_model  # noqa: PLC0415
+
     from vtriune.local.model import VisionLanguageModel  # noqa: PLC0415
     from vtriune.local.rollout import generate  # noqa: PLC0415
     from vtriune.local.update import Learner, Lesson  # noqa: PLC0415

@@ -12,11 +12,12 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from benchmarks.engine.models import TINY, write_model
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
-from benchmarks.engine.models import TINY, write_model
 from vtriune import cli
+from vtriune.integrations.verl.overrides import hydra_overrides
 from vtriune.local import logprobs as local_logprobs
 from vtriune.local import rollout as local_rollout
 from vtriune.local.decoder import run_prompts
@@ -36,6 +37,7 @@ ORSTA = (
     "orsta-7b-8gpu",
     "orsta-7b-lora",
 )
+ONE_NODE = ("orsta-7b-8gpu", "orsta-7b-lora")
 H20, H100 = Machines(64, 96), Machines(8, 80)
 GROUP, ANSWER = 8, 24
 TEXT = TINY["text_config"] | {
@@ -228,6 +230,7 @@ def test_the_papers_recipes_have_the_papers_settings(name: str) -> None:
     assert (update.warmup_ratio, update.epsilon_low, update.epsilon_high) == (0.05, 0.2, 0.28)
     assert (objective.advantage, objective.loss, objective.normaliser) == ("grpo", "clip", "tokens")
     assert (objective.kl_coefficient, objective.entropy_coefficient) == (0, 0)
+    assert (found.engine, found.verl.nodes * found.verl.gpus_per_node) == ("verl", 8 if name in ONE_NODE else 64)
     boxes = [source.verifier_parm for source in found.data.train if source.verifier_parm]
     assert boxes == [{"iou_threshold": [[0.0, 0.85], [0.10, 0.95], [0.25, 0.99]]}]
     assert (found.model.lora is not None) == name.endswith("-lora")
@@ -246,10 +249,9 @@ def test_the_papers_recipes_fit_on_its_gpus_and_those_of_7b_on_one_node(
     assert plan["split"]["optimizer steps"] == (8 if "offpolicy" in name else 1)
 
 
-
-
 def test_a_recipe_whose_model_is_missing_is_planned_by_its_public_numbers(planned: Planned) -> None:
-    _, plan = planned(RECIPES / "orsta-32b.yaml", "--gpus=64")
+    _, plan = planned(RECIPES / "orsta-32b.yaml")
+    assert plan["split"]["sampling engines"] == 16
     assert plan["model"].startswith("qwen2.5-vl-32b (its public numbers; ")
     assert sum(plan["parameters"].values()) == 33_452_718_336
 
@@ -268,8 +270,8 @@ def orsta(*overrides: str) -> Recipe:
 def test_the_remedy_for_too_little_memory_makes_the_plan_fit() -> None:
     node = Machines(8, 40, sampling_share=0.6)
     dear = make_plan(orsta("update.gradient_checkpointing=false"), seven(), node, Load())
-    assert "and update.tokens_per_batch: 3584" in dear.problems[0]
-    cheap = orsta("update.gradient_checkpointing=true", "update.tokens_per_batch=3584")
+    assert "and update.tokens_per_batch: 6144" in dear.problems[0]
+    cheap = orsta("update.gradient_checkpointing=true", "update.tokens_per_batch=6144")
     assert make_plan(cheap, seven(), node, Load()).training_total <= dear.limit
 
 
@@ -293,13 +295,13 @@ def test_more_gpus_and_adapters_need_less_memory_each() -> None:
 @pytest.mark.parametrize(
     ("changes", "machines", "load", "problem"),
     [
-        ((), Machines(8, 20), Load(), "raise --tensor-parallel or --sampling-share"),
+        ((), Machines(8, 20), Load(), "raise verl.tensor_parallel or --sampling-share"),
         ((), Machines(8, 80, sampling_share=0.9), Load(), "lower --sampling-share"),
         (("rollout.prompts_per_step=1001",), Machines(16, 80), Load(), "can't be divided among 16 GPUs"),
-        (("update.tokens_per_batch=1000",), Machines(8, 80), Load(), "update.tokens_per_batch is 1000"),
+        (("verl.max_prompt_tokens=1000",), Machines(8, 80), Load(), "verl.max_prompt_tokens is 1000: raise it"),
         (("update.prompts_per_update=300",), Machines(8, 80), Load(), "no multiple of update.prompts_per_update"),
         ((), Machines(8, 80), Load(picture_tokens=130_000), "lower rollout.max_new_tokens or model.max_pixels"),
-        (("rollout.cache_tokens=10_000_000",), Machines(1, 200), Load(), "lower rollout.cache_tokens"),
+        (("engine=local", "rollout.cache_tokens=10000000"), Machines(1, 200), Load(), "lower rollout.cache_tokens"),
     ],
 )
 def test_what_will_not_work_is_a_problem_with_its_remedy(
@@ -337,3 +339,10 @@ def test_judges_keep_up_at_half_of_their_rate_and_any_server_may_die() -> None:
     assert quick["workers"] * quick["verdicts a second of one worker (measured)"] / 2 >= 4096
     slow = make_plan(orsta(), seven(), Machines(64, 96), Load(sampling_seconds=10_000)).rewards
     assert [value for name, value in slow.items() if name.startswith("servers")] == [2]
+
+
+def test_every_key_of_the_papers_recipes_has_a_counterpart_in_verl(tmp_path: Path) -> None:
+    for name in ORSTA:
+        made = {one.key: one.value for one in hydra_overrides(load_recipe(RECIPES / f"{name}.yaml"), tmp_path)}
+        assert made["data.train_batch_size"] == 1024
+        assert made["actor_rollout_ref.actor.ppo_mini_batch_size"] == (128 if "offpolicy" in name else 1024)

@@ -402,7 +402,9 @@ def verifiers(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/orsta-7b.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, as for train.")] = None,
-    gpus: Annotated[int, typer.Option(help="In all; 1 plans the local engine.", min=1)] = 1,
+    gpus: Annotated[
+        int | None, typer.Option(help="In all; default: as the recipe's section verl, else 1.", min=1)
+    ] = None,
     gpu_memory: Annotated[float, typer.Option(help="GiB of each.", min=1)] = 80,
     nodes: Annotated[
         int | None, typer.Option(help="Machines they are in; default: 8 GPUs to a machine.", min=1)
@@ -428,18 +430,18 @@ def plan(
 
     docs/plan.md has the formulas, and what they were checked against. Exits with 1 if something won't fit.
 
-    [bold]vtriune plan recipes/orsta-7b.yaml --gpus 64 --gpu-memory 96[/bold]
-    [bold]vtriune plan recipes/orsta-32b.yaml update.gradient_checkpointing=true --gpus 64 --gpu-memory 96 --json[/bold]
+    [bold]vtriune plan recipes/orsta-7b.yaml --gpu-memory 96[/bold]
+    [bold]vtriune plan recipes/orsta-32b.yaml verl.tensor_parallel=2 --gpus 32 --gpu-memory 80 --json[/bold]
     """
     from vtriune.plan import Load as PromptLoad  # noqa: PLC0415
-    from vtriune.plan import Machines, choose_tensor_parallel, find_shape, make_plan, plan_page  # noqa: PLC0415
+    from vtriune.plan import find_shape, machines_of, make_plan, plan_page  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
 
     loaded = load_recipe(recipe, overrides or [])
     model, shape = find_shape(loaded.model.path, model_config)
-    machines = Machines(gpus, gpu_memory, nodes, tensor_parallel or 1, sampling_share)
-    if tensor_parallel is None:
-        machines = choose_tensor_parallel(shape, machines)
+    machines = machines_of(
+        loaded, gpu_memory, share=sampling_share, gpus=gpus, nodes=nodes, tensor_parallel=tensor_parallel
+    )
     made = make_plan(loaded, shape, machines, PromptLoad(text_tokens, picture_tokens, sampling_seconds), model)
     if as_json:
         sys.stdout.write(orjson.dumps(made, option=orjson.OPT_INDENT_2).decode() + "\n")

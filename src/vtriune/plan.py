@@ -129,14 +129,14 @@ def saved_per_token(shape: Shape, kind: str) -> float:
 
 
 def make_plan(recipe: Recipe, shape: Shape, machines: Machines, load: Load, model: str = "") -> Plan:
-    """The plan of a recipe: of the local engine on one GPU, of FSDP2 and a sampling engine beyond.
+    """The plan of a recipe: of FSDP2 and a sampling engine with engine verl or several GPUs, else of the local engine.
 
     Raises:
         UserError: the GPUs can't be divided so.
     """
     _check(shape, machines)
     paper = _Paper(recipe, shape, machines, load)
-    local = machines.gpus == 1
+    local = paper.local
     training = paper.local_training() if local else paper.training()
     kv = paper.local_kv() if local else paper.kv()
     room, sampling = paper.local_sampling() if local else paper.sampling()
@@ -184,13 +184,15 @@ def find_shape(folder: str, config: str | None) -> tuple[str, Shape]:
     )
 
 
-def choose_tensor_parallel(shape: Shape, machines: Machines) -> Machines:
-    """With the fewest GPUs to a sampling engine whose weights leave half of its share to keys and values."""
-    weights = 2 * sum(shape.parameters.values())
-    share = machines.sampling_share * machines.memory * GIB
-    possible = [t for t in (1, 2, 4, 8) if machines.gpus % t == 0 and shape.heads % t == 0]
-    enough = [t for t in possible if weights / t <= share / 2]
-    return replace(machines, tensor_parallel=enough[0] if enough else possible[-1])
+def machines_of(
+    recipe: Recipe, memory: float, *, share: float, gpus: int | None, nodes: int | None, tensor_parallel: int | None
+) -> Machines:
+    """The GPUs that a recipe asks for, `memory` GiB each; what is given goes before what it says."""
+    verl = recipe.verl
+    own = verl.nodes * verl.gpus_per_node if recipe.engine == "verl" else 1
+    if nodes is None and recipe.engine == "verl" and gpus in (None, own):
+        nodes = verl.nodes
+    return Machines(gpus or own, memory, nodes, tensor_parallel or verl.tensor_parallel, share)
 
 
 def _check(shape: Shape, machines: Machines) -> None:
@@ -215,6 +217,16 @@ class _Paper:
     """Instead of the recipe's `update.gradient_checkpointing`."""
     budget: int | None = None
     """Instead of the recipe's `update.tokens_per_batch`."""
+
+    @property
+    def local(self) -> bool:
+        """Is it the local engine that is planned?"""
+        return self.machines.gpus == 1 and self.recipe.engine == "local"
+
+    @property
+    def most(self) -> int:
+        """What verl makes room for at least: an answer with the longest prompt that is let in."""
+        return self.recipe.verl.max_prompt_tokens + self.answer
 
     @property
     def prompt(self) -> int:
@@ -266,8 +278,7 @@ class _Paper:
         """While an optimizer step is computed."""
         shape, n = self.shape, self.machines.gpus
         trained = sum(self.trained.values())
-        longest = self.prompt + self.answer
-        tokens = max(self.tokens, longest)
+        tokens = max(self.tokens, self.most)
         vocabulary = shape.vocabulary * shape.hidden
         largest = 0 if self.recipe.model.lora else max(vocabulary, shape.layer)
         inside = saved_per_token(shape, "bfloat16") * tokens
@@ -389,13 +400,15 @@ class _Paper:
         prompts = recipe.rollout.prompts_per_step
         engines = machines.gpus // machines.tensor_parallel
         answers = prompts * self.group
-        if machines.gpus == 1:
+        if self.local:
             at_once = min(self._places(recipe.rollout.cache_tokens), prompts) * self.group
             batches = ceil(self.per_update / self._places(self.tokens))
         else:
             at_once = min(kv_tokens // (self.prompt + self.answer), ceil(answers / engines))
             longest = self.prompt + self.answer
-            batches = ceil(self.per_update * self.group / machines.gpus / max(1, self.tokens // longest))
+            batches = ceil(
+                self.per_update * self.group / machines.gpus / max(1, max(self.tokens, self.most) // longest)
+            )
         return {
             "prompts a step": prompts,
             "answers a step": answers,
@@ -436,7 +449,7 @@ class _Paper:
 def _problems(paper: _Paper, plan: Plan) -> list[str]:
     """What won't work, each with its remedy."""
     recipe, machines, shape = paper.recipe, paper.machines, paper.shape
-    local = machines.gpus == 1
+    local = paper.local
     found = []
     if plan.training_total > plan.limit:
         found.append(
@@ -453,22 +466,24 @@ def _problems(paper: _Paper, plan: Plan) -> list[str]:
         if plan.kv_tokens < one:
             found.append(
                 f"a sampling engine has room for {plan.kv_tokens} tokens, one answer with its prompt has up to {one}: "
-                "raise --tensor-parallel or --sampling-share"
+                "raise verl.tensor_parallel or --sampling-share (actor_rollout_ref.rollout.gpu_memory_utilization)"
             )
         elif plan.sampling_total > machines.memory * GIB * 0.95:
             found.append(
                 f"sampling and the shards of training beside it need {plan.sampling_total / GIB:.1f} of "
                 f"{machines.memory:.1f} GiB: lower --sampling-share, or have weights and optimizer moved to the host "
-                "while answers are sampled (param_offload, optimizer_offload)"
+                "while answers are sampled (verl.overrides: actor_rollout_ref.actor.fsdp_config.param_offload=true and "
+                "optimizer_offload=true)"
             )
         if paper.per_update * paper.group % machines.gpus:
             found.append(
                 f"{paper.per_update} prompts x {paper.group} answers of an optimizer step can't be divided among "
                 f"{machines.gpus} GPUs: change rollout.prompts_per_step, update.prompts_per_update or --gpus"
             )
-        if paper.tokens < one:
+        if paper.prompt > recipe.verl.max_prompt_tokens:
             found.append(
-                f"update.tokens_per_batch is {paper.tokens}, one answer with its prompt has up to {one}: raise it"
+                f"a prompt has {paper.prompt} tokens, verl.max_prompt_tokens is {recipe.verl.max_prompt_tokens}: "
+                "raise it"
             )
     if recipe.rollout.prompts_per_step % paper.per_update and not local:
         found.append(
@@ -503,12 +518,12 @@ def _notes(paper: _Paper) -> list[str]:
 
 def _training_remedy(paper: _Paper, limit: float) -> str:
     """The least change that fits."""
-    local = paper.machines.gpus == 1
+    local = paper.local
 
     def fits(changed: _Paper) -> bool:
         return (changed.local_training() if local else changed.training()).total <= limit
 
-    least = paper.prompt + paper.answer * (paper.group if local else 1)
+    least = paper.prompt + paper.answer * paper.group if local else paper.most
     checkpointed, small = replace(paper, recompute=True), replace(paper, budget=least)
     ways: list[tuple[str, Callable[[], bool]]] = [
         ("set update.gradient_checkpointing: true", lambda: not paper.checkpointing and fits(checkpointed)),
