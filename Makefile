@@ -3,12 +3,13 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VERL := .venv-verl/.installed
 PLAYGROUND := runs/playground/.drawn
 
 # Holds for what packages are built with, too.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-verl lint format clean
 
 # Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
 demo: $(INSTALLED) $(PLAYGROUND)
@@ -17,6 +18,10 @@ demo: $(INSTALLED) $(PLAYGROUND)
 # One thread per process: two test processes share two cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# verl has an environment of its own: Ray and some fifty packages that nothing else needs.
+test-verl: $(VERL)
+	OMP_NUM_THREADS=1 .venv-verl/bin/pytest tests/integrations/verl
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -39,5 +44,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(VERL): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/pip install --quiet torch==2.13.0
+	.venv-verl/bin/pip install --quiet --editable '.[dev,verl]'
+	touch $@
+
 clean:
-	rm -rf .venv runs/playground
+	rm -rf .venv .venv-verl runs/playground

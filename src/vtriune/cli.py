@@ -16,7 +16,7 @@ import typer
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, Status, UserError, Verdict
@@ -121,7 +121,7 @@ def _engine(recipe: Recipe) -> Callable[..., None]:
 def _overrides_table(recipe: Recipe, folder: Path) -> Table:
     from vtriune.integrations.verl.overrides import hydra_overrides  # noqa: PLC0415
 
-    table = Table("override of verl", "from", "reason", box=None, pad_edge=False)
+    table = Table(Column("override of verl", overflow="fold"), "from", "reason", box=None, pad_edge=False)
     for one in hydra_overrides(recipe, folder.resolve()):
         table.add_row(*(Text(text) for text in (one.hydra, one.field, one.reason)))
     for text in recipe.verl.overrides:

@@ -13,11 +13,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
-import vtriune
 import yaml
 from safetensors.torch import load_file
+
+import vtriune
 from vtriune.data.schema import write_rows
 from vtriune.local.parts import NAMES
 from vtriune.playground.dataset import rows
@@ -61,7 +62,7 @@ def write_recipe(folder: Path, ranks: int) -> Path:
         "reward": {"workers": 1, "load": ["support.verifiers:unreliable"]},
         "rollout": {"prompts_per_step": PROMPTS, "responses_per_prompt": ANSWERS, "max_new_tokens": 48},
         "update": {"learning_rate": 1e-3, "tokens_per_batch": 2048},
-        "evaluation": {"responses_per_prompt": 2},
+        "evaluation": {"every": 2, "responses_per_prompt": 2},
         "checkpoint": {"every": 2},
         "verl": {
             "gpus_per_node": ranks,
@@ -94,6 +95,7 @@ def train(*arguments: str | Path) -> None:
         "PYTHONPATH": os.pathsep.join([str(Path(vtriune.__file__).parents[1]), str(here)]),
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
@@ -136,7 +138,7 @@ def test_the_run_is_finished_and_compares_the_last_evaluation_with_the_first(run
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == STEPS
-    for done in (0, STEPS):
+    for done in (0, 2, STEPS):
         table = pd.read_parquet(run / "rollouts" / f"eval-{done:06d}.parquet")
         assert table.groupby(["source", "decoding"]).size().to_dict() == {
             ("grounding", "greedy"): 2,
@@ -194,9 +196,13 @@ def test_an_answer_without_a_verdict_enters_neither_the_mean_nor_the_loss(run: P
     assert masked > 0, "no verifier broke"
 
 
-def test_a_run_resumed_in_the_middle_has_the_same_results(run: Path) -> None:
+def test_a_run_killed_before_an_evaluation_and_resumed_has_the_same_results(run: Path) -> None:
     again = run.with_name("again")
     shutil.copytree(run, again)
+    (again / "rollouts" / "eval-000002.parquet").unlink()
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if (json.loads(line)["split"], json.loads(line)["step"]) != ("eval", 2)]
+    (again / "metrics.jsonl").write_text("".join(kept))
     shutil.rmtree(again / "checkpoints" / f"global_step_{STEPS}")
     (again / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
     train("--resume", again)

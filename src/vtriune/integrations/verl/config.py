@@ -22,10 +22,10 @@ class VerlConfig(BaseModel):
     max_prompt_tokens: int = Field(
         8192,
         ge=1,
-        description="Longest prompt, picture tokens included; a longer one fails. With rollout.max_new_tokens it is the "
-        "context that the sampling engine reserves room for.",
+        description="Longest prompt, picture tokens included; a longer one fails. With rollout.max_new_tokens it is "
+        "the context that the sampling engine reserves room for.",
     )
     overrides: list[str] = Field(
         [],
-        description="Further Hydra overrides, e.g. actor_rollout_ref.rollout.gpu_memory_utilization=0.7; the last word.",
+        description="Further Hydra overrides, e.g. actor_rollout_ref.rollout.gpu_memory_utilization=0.7.",
     )

@@ -90,7 +90,9 @@ class SampleRows(Dataset[dict[str, Any]]):
         return await loop.run_in_executor(None, lambda: [one.load() for one in references]), None, None
 
 
-def as_row(sample: Sample, index: int, split: Split, decoding: Decoding, responses: int | None = None) -> dict[str, Any]:
+def as_row(
+    sample: Sample, index: int, split: Split, decoding: Decoding, responses: int | None = None
+) -> dict[str, Any]:
     """A row as verl's agent loops and reward manager are given it.
 
     Args:
@@ -102,9 +104,7 @@ def as_row(sample: Sample, index: int, split: Split, decoding: Decoding, respons
     """
     references = iter(sample.images)
     row = {
-        "raw_prompt": [
-            {"role": turn.role, "content": _content(turn.content, references)} for turn in sample.messages
-        ],
+        "raw_prompt": [{"role": turn.role, "content": _content(turn.content, references)} for turn in sample.messages],
         "data_source": sample.source,
         "reward_model": {"ground_truth": sample.reward.gold, "spec": encode_spec(sample.reward)},
         "extra_info": {"split": split, "index": index, "id": sample.id, "decoding": decoding},

@@ -93,15 +93,20 @@ def compose_config(settings: Settings) -> DictConfig:
             use_reference_policy=need_reference_policy(config),
             use_critic=need_critic(config),
         )
-    except (AssertionError, ValueError) as error:
-        raise UserError(f"verl refuses this recipe: {error}") from error
+    except (AssertionError, ValueError, HydraException) as error:
+        raise UserError(f"verl refuses this recipe: {' '.join(str(error).split())}") from error
     return config
 
 
 def _check_ours(config: DictConfig, ours: list[Override]) -> None:
     """What is the same in every run makes verl use our modules: the user's overrides may add to it, not undo it."""
-    free = ("trainer.logger", "trainer.project_name", "trainer.experiment_name")
-    free = (*free, "actor_rollout_ref.actor.checkpoint.save_contents", "actor_rollout_ref.actor.use_dynamic_bsz")
+    free = {
+        "trainer.logger",
+        "trainer.project_name",
+        "trainer.experiment_name",
+        "actor_rollout_ref.actor.checkpoint.save_contents",
+        "actor_rollout_ref.actor.use_dynamic_bsz",
+    }
     for one in ours:
         if one.field or one.key in free:
             continue

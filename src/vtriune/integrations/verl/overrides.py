@@ -94,8 +94,8 @@ def hydra_overrides(recipe: Recipe, folder: Path) -> list[Override]:
             raise UserError(f"{name}: has no counterpart in verl {VERSION} ({why}); leave it out or use engine=local")
     if isinstance(recipe.update.learning_rate, dict):
         raise UserError(
-            f"update.learning_rate: one rate per part has no counterpart in verl {VERSION}; give one number, and freeze "
-            "what is not trained"
+            f"update.learning_rate: one rate per part has no counterpart in verl {VERSION}; give one number, and "
+            "freeze what is not trained"
         )
     return [*_fixed(folder), *_model(recipe), *_sizes(recipe), *_update(recipe), *_objective(recipe), *_run(recipe)]
 
@@ -125,7 +125,11 @@ def _fixed(folder: Path) -> Iterator[Override]:
         ("reward.reward_manager.source", "importlib", "our judge"),
         ("reward.reward_manager.module.path", f"pkg://{MODULES}.reward", "our judge"),
         ("reward.reward_manager.name", "JudgeRewardManager", "our judge"),
-        (f"{MODEL}.external_lib", [f"{MODULES}.engine", f"{MODULES}.agent"], "imported in every process: they register"),
+        (
+            f"{MODEL}.external_lib",
+            [f"{MODULES}.engine", f"{MODULES}.agent"],
+            "imported in every process: they register",
+        ),
         (f"{ROLLOUT}.agent.default_agent_loop", "vtriune", "no placeholder token is ever sampled (paper, section 4)"),
         ("trainer.v1.trainer_mode", "vtriune", "our figures per source, evaluation and run folder"),
         ("trainer.default_local_dir", str(folder / "checkpoints"), "checkpoints lie in the run folder"),
@@ -135,7 +139,8 @@ def _fixed(folder: Path) -> Iterator[Override]:
         ("trainer.total_epochs", 1, "our order of rows is as long as the run"),
         ("trainer.val_before_train", True, "gains are shown against the model before training"),
         ("trainer.resume_mode", "auto", "from the last checkpoint in the run folder, if there is one"),
-        ("algorithm.adv_estimator", "grpo", "no critic; the trainer puts our advantages in its place"),
+        ("algorithm.adv_estimator", "grpo", "the trainer puts our advantages in its place"),
+        ("critic.enable", False, "no critic"),
         ("algorithm.use_kl_in_reward", False, "rewards are verdicts alone"),
         (f"{ACTOR}.strategy", "fsdp2", "the engine that freezing by part is written for"),
         (f"{ACTOR}.checkpoint.save_contents", ["model", "optimizer", "extra"], "all that resuming needs"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 import transfer_queue
 from tensordict import TensorDict
+from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
@@ -26,14 +26,14 @@ from vtriune.grpo.advantages import group_advantages
 from vtriune.integrations.verl.dataset import SampleRows, as_row
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
-from vtriune.monitor.evaluation import evaluation_figures, evaluate_metrics, Evaluation, summarize
+from vtriune.monitor.evaluation import Evaluation, evaluate_metrics, evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import rollout_file
 from vtriune.monitor.store import RunStore
 from vtriune.monitor.tensorboard import TensorBoard, Unfailing
 from vtriune.session import new_store
-from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Sample, Status, Verdict
+from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Verdict
 
 TRAINER = "vtriune"
 FIGURES = {
@@ -77,6 +77,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._tracker: Unfailing
         self._judged: list[JudgedGroup] = []
         self._unreadable: set[str] = set()
+        self._eos_ids: tuple[int, ...] = ()
         super().__init__(config)
 
     def _setup(self) -> None:
@@ -85,6 +86,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise RuntimeError("verl uses another dataset: data.custom_cls was overridden")
         if len(self.train_dataset) != self.total_training_steps * self.config.data.train_batch_size:
             raise RuntimeError("verl counts other steps than the recipe: a size was overridden")
+        eos = GenerationConfig.from_pretrained(self.recipe.model.path).eos_token_id or self.tokenizer.eos_token_id
+        self._eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
 
     def fit(self, agent_loop_manager: Any) -> None:
         """All steps from the last checkpoint on, into the run folder."""
@@ -105,6 +108,16 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
                 self._finish()
         finally:
             self._tracker.close()
+
+    def on_train_begin(self) -> None:
+        """Catch up on the evaluation that a killed run owed when its checkpoint had been written."""
+        super().on_train_begin()
+        done, every = self.global_steps - 1, self.recipe.evaluation.every
+        due = done == self.recipe.steps or (every is not None and done % every == 0)
+        if done and due and not rollout_file(self.settings.folder, "eval", done).exists():
+            self.global_steps = done
+            self._validate()
+            self.global_steps = done + 1
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """verl's step, then its row and its rollouts in the run folder."""
@@ -152,9 +165,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             "response_mask": masks,
             "loss_mask": masks,
         }
-        fields = {
-            name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in nested.items()
-        }
+        fields = {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in nested.items()}
         return transfer_queue.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(fields, batch_size=len(batch.keys))
         )
@@ -198,9 +209,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         tags = [{"is_prompt": True, "status": "pending", "global_steps": self.global_steps} for _ in rows]
         transfer_queue.kv_batch_put(keys=list(asked["uid"]), partition_id="val", tags=tags)
         self.agent_loop_manager.generate_sequences(batch)
-        got, _ = self.replay_buffer.sample(
-            global_steps=self.global_steps, partition_id="val", batch_size=len(rows)
-        )
+        got, _ = self.replay_buffer.sample(global_steps=self.global_steps, partition_id="val", batch_size=len(rows))
         if not got.keys:
             return []
         answers = self._answers(got)
@@ -226,7 +235,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
                 ids,
                 logprobs,
                 self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-                FinishReason.STOP if ids[-1] in self._eos_ids() else FinishReason.LENGTH,
+                FinishReason.STOP if ids[-1] in self._eos_ids else FinishReason.LENGTH,
                 float(entropy),
                 int(extra["spurious_tokens"]),
             )
@@ -275,17 +284,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         kept = [token for k, token in enumerate(ids) if token != placeholder or k == 0 or ids[k - 1] != placeholder]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _eos_ids(self) -> tuple[int, ...]:
-        config = self.config.actor_rollout_ref.model
-        if not hasattr(self, "_eos"):
-            from transformers import GenerationConfig  # noqa: PLC0415
-
-            eos = GenerationConfig.from_pretrained(config.path).eos_token_id or self.tokenizer.eos_token_id
-            self._eos = tuple(eos) if isinstance(eos, list) else (eos,)
-        return self._eos
-
     def _note_missing(self, step: int, judged: Sequence[JudgedGroup]) -> None:
-        """Rows that verl's agent loops failed on: they were not learned from, and are asked again in their next turn."""
+        """Note rows that verl's agent loops failed on: nothing was learned from them. They come again in their turn."""
         size = self.recipe.rollout.prompts_per_step
         missing = {self.train_dataset.sample(k).id for k in range((step - 1) * size, step * size)}
         missing -= {one.group.sample.id for one in judged}
