@@ -148,7 +148,7 @@ def test_what_a_layer_keeps_of_a_token_is_what_autograd_keeps(family: str, kind:
 def test_what_the_local_engine_keeps_of_a_micro_batch_is_planned_to_5_percent(
     folder: Path, recipe: Callable[..., Recipe], dtype: str
 ) -> None:
-    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", dtype=dtype))
     prompt = encoded(vlm)
     answers = [[np.full(ANSWER, 5 + k) for k in range(GROUP)]] * 2
     saved = Saved(vlm.model)
@@ -184,7 +184,7 @@ def test_weights_gradients_and_adamw_are_those_of_a_real_step(folder: Path, reci
 def test_keys_and_values_of_a_token_are_those_that_the_engines_keep(
     folder: Path, recipe: Callable[..., Recipe], dtype: str
 ) -> None:
-    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", dtype=dtype))  # type: ignore[arg-type]
+    vlm = VisionLanguageModel(ModelConfig(path=str(folder), device="cpu", dtype=dtype))
     prompt = encoded(vlm)
     with torch.no_grad(), vlm.autocast():
         prefix = run_prompts(vlm, [prompt])
@@ -346,3 +346,31 @@ def test_every_key_of_the_papers_recipes_has_a_counterpart_in_verl(tmp_path: Pat
         made = {one.key: one.value for one in hydra_overrides(load_recipe(RECIPES / f"{name}.yaml"), tmp_path)}
         assert made["data.train_batch_size"] == 1024
         assert made["actor_rollout_ref.actor.ppo_mini_batch_size"] == (128 if "offpolicy" in name else 1024)
+
+
+def test_help_names_every_option(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["vtriune", "plan", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit):
+        cli.main()
+    text = capsys.readouterr().out
+    options = ("gpus", "gpu-memory", "nodes", "tensor-parallel", "sampling-share", "text-tokens", "picture-tokens")
+    assert [one for one in (*options, "sampling-seconds", "model-config", "json") if f"--{one}" not in text] == []
+
+
+def test_a_plan_says_that_it_fits_or_what_does_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = []
+    for memory in ("80", "30"):
+        monkeypatch.setattr(
+            sys, "argv", ["vtriune", "plan", str(RECIPES / "orsta-7b-8gpu.yaml"), f"--gpu-memory={memory}"]
+        )
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said.append((end.value.code or 0, capsys.readouterr().out))
+    assert said[0][0] == 0
+    assert "it fits" in said[0][1]
+    assert said[1][0] == 1
+    assert "problem training needs" in said[1][1]
+    assert "it fits\n" not in said[1][1]

@@ -410,7 +410,8 @@ def plan(
         int | None, typer.Option(help="Machines they are in; default: 8 GPUs to a machine.", min=1)
     ] = None,
     tensor_parallel: Annotated[
-        int | None, typer.Option(help="GPUs that share a sampling engine's weights; default: as few as will do.", min=1)
+        int | None,
+        typer.Option(help="GPUs that share a sampling engine's weights; default: verl.tensor_parallel.", min=1),
     ] = None,
     sampling_share: Annotated[
         float, typer.Option(help="Share of a GPU that the sampling engine may fill.", min=0.05, max=0.95)
