@@ -7,10 +7,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
@@ -22,6 +26,9 @@ import vtriune
 from vtriune.data.schema import write_rows
 from vtriune.local.parts import NAMES
 from vtriune.playground.dataset import rows
+
+if TYPE_CHECKING:
+    from tests.conftest import StartServer
 
 pytestmark = [
     pytest.mark.heavy,
@@ -87,27 +94,35 @@ def write_recipe(folder: Path, ranks: int) -> Path:
     return path
 
 
-def train(*arguments: str | Path) -> None:
-    here = Path(__file__).parent
+def train(output: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
+    """Begin `vtriune train`, which writes what it says to `output`."""
     environment = os.environ | {
         "VERL_PLATFORM": "vtriune_cpu",
         "VERL_USE_EXTERNAL_MODULES": "support.plugin",
-        "PYTHONPATH": os.pathsep.join([str(Path(vtriune.__file__).parents[1]), str(here)]),
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+    with output.open("wb") as sink:
+        return subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where runs lie; in the environment of every process, `support` can be imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        places = Path(vtriune.__file__).parents[1], Path(__file__).parent
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
+        yield tmp_path_factory.mktemp("verl")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
     """A finished run of two ranks."""
-    folder = tmp_path_factory.mktemp("verl")
-    train(write_recipe(folder, ranks=2), "--out", folder / "run")
+    output = folder / "output.txt"
+    assert train(output, write_recipe(folder, ranks=2), "--out", folder / "run").wait() == 0, output.read_text()
     return folder / "run"
 
 
@@ -196,19 +211,37 @@ def test_an_answer_without_a_verdict_enters_neither_the_mean_nor_the_loss(run: P
     assert masked > 0, "no verifier broke"
 
 
-def test_a_run_killed_before_an_evaluation_and_resumed_has_the_same_results(run: Path) -> None:
-    again = run.with_name("again")
+def test_a_run_resumed_with_reward_servers_one_of_which_is_killed_has_the_same_results(
+    run: Path, folder: Path, reward_server: StartServer
+) -> None:
+    """As if it had been killed between the checkpoint after step 2 and the evaluation that was due."""
+    again, output = folder / "again", folder / "output-again.txt"
     shutil.copytree(run, again)
-    (again / "rollouts" / "eval-000002.parquet").unlink()
-    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
-    kept = [line for line in lines if (json.loads(line)["split"], json.loads(line)["step"]) != ("eval", 2)]
-    (again / "metrics.jsonl").write_text("".join(kept))
     shutil.rmtree(again / "checkpoints" / f"global_step_{STEPS}")
     (again / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
-    train("--resume", again)
-    expected, resumed = metrics(run), metrics(again)
-    assert list(expected) == list(resumed)
+    (again / "rollouts" / "eval-000002.parquet").unlink()
+    lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (again / "metrics.jsonl").write_text("".join(lines[:3]))
+    servers = [reward_server("--workers", "1", "--load", "support.verifiers:unreliable") for _ in range(2)]
+    recipe = yaml.safe_load((again / "recipe.yaml").read_text())
+    recipe["reward"] = {"servers": [server.url for server in servers], "patience": 5}
+    (again / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    resumed = train(output, "--resume", again)
+    try:
+        while ("train", 3) not in metrics(again):
+            assert resumed.poll() is None, output.read_text()
+            time.sleep(0.05)
+        servers[0].stop(signal.SIGKILL)
+        assert resumed.wait() == 0, output.read_text()
+    finally:
+        resumed.kill()
+
+    expected, got = metrics(run), metrics(again)
+    assert list(expected) == list(got)
     for key, row in expected.items():
-        assert row == pytest.approx(resumed[key], abs=1e-4), key
+        assert row == pytest.approx(got[key], abs=1e-4), key
     for step in range(1, STEPS + 1):
-        assert rollouts(run, step).response.tolist() == rollouts(again, step).response.tolist()
+        one, other = rollouts(run, step), rollouts(again, step)
+        assert one.response.tolist() == other.response.tolist()
+        assert one.status.tolist() == other.status.tolist()

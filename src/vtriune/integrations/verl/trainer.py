@@ -67,6 +67,8 @@ class _Answer:
 class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
     """One per run, in the process of verl's TaskRunner. The run folder is written from here."""
 
+    global_steps: int
+    """Of verl: the step under way, counted from 1; in an evaluation, how many are done."""
     # verl compares this with the text "sync" in several places; which trainer it is was decided by the registry.
     trainer_mode = property(lambda self: "sync", lambda self, value: None)
 

@@ -158,6 +158,8 @@ class _Draw:
 class Replica(RolloutReplica):  # type: ignore[misc]
     async def launch_servers(self) -> None:
         name = _name(self.replica_rank)
-        server = Server.options(name=name).remote(self.model_config.path, self.config.response_length)
+        server = Server.options(name=name).remote(  # type: ignore[attr-defined]
+            self.model_config.path, self.config.response_length
+        )
         await server.nothing.remote()
         self.servers, self._server_handle, self._server_address = [server], server, name
