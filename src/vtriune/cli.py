@@ -523,6 +523,60 @@ def plot(
     _console().print(plain(f"{out}: {figure} of {run}"), soft_wrap=True)
 
 
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, e.g. recipes/orsta-7b.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to it, as for train.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="In all; default: as the recipe's section verl, else 1.", min=1)
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of each.", min=1)] = 80,
+    nodes: Annotated[
+        int | None, typer.Option(help="Machines they are in; default: 8 GPUs to a machine.", min=1)
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(help="GPUs that share a sampling engine's weights; default: verl.tensor_parallel.", min=1),
+    ] = None,
+    sampling_share: Annotated[
+        float, typer.Option(help="Share of a GPU that the sampling engine may fill.", min=0.05, max=0.95)
+    ] = 0.5,
+    text_tokens: Annotated[int, typer.Option(help="Of a prompt, without pictures.", min=1)] = 256,
+    picture_tokens: Annotated[int, typer.Option(help="Of a prompt's pictures.", min=0)] = 1280,
+    sampling_seconds: Annotated[
+        float, typer.Option(help="Of one step; decides how many judges keep up.", min=0.1)
+    ] = 60,
+    model_config: Annotated[
+        str | None,
+        typer.Option(help="A config.json, or qwen2.5-vl-7b or qwen2.5-vl-32b; default: that of model.path."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Bytes and counts as JSON.")] = False,
+) -> None:
+    """Say on paper what a recipe needs: memory of a GPU, the split of a step, pictures, judges. Nothing is loaded.
+
+    docs/plan.md has the formulas, and what they were checked against. Exits with 1 if something won't fit.
+
+    [bold]vtriune plan recipes/orsta-7b.yaml --gpu-memory 96[/bold]
+    [bold]vtriune plan recipes/orsta-32b.yaml verl.tensor_parallel=2 --gpus 32 --gpu-memory 80 --json[/bold]
+    """
+    from vtriune.plan import Load as PromptLoad  # noqa: PLC0415
+    from vtriune.plan import find_shape, machines_of, make_plan, plan_page  # noqa: PLC0415
+    from vtriune.recipe import load_recipe  # noqa: PLC0415
+
+    loaded = load_recipe(recipe, overrides or [])
+    model, shape = find_shape(loaded.model.path, model_config)
+    machines = machines_of(
+        loaded, gpu_memory, share=sampling_share, gpus=gpus, nodes=nodes, tensor_parallel=tensor_parallel
+    )
+    made = make_plan(loaded, shape, machines, PromptLoad(text_tokens, picture_tokens, sampling_seconds), model)
+    if as_json:
+        sys.stdout.write(orjson.dumps(made, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _console().print(plan_page(made), soft_wrap=True)
+    if not made.fits:
+        raise typer.Exit(1)
+
+
 @runs_app.command("list")
 def runs_list(root: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = Path("runs")) -> None:
     """List all runs below a folder, the latest first."""

@@ -334,7 +334,10 @@ def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
     """The model, its tokenizer and its image processor. Raises UserError if they are not all there and of a family."""
     path = config.path
     if not (Path(path) / "config.json").is_file():
-        raise UserError(f"model.path: {path} is not a transformers folder (it has no config.json)")
+        raise UserError(
+            f"model.path: {path} is not a transformers folder (it has no config.json); put the model there, or correct "
+            "the path"
+        )
     bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     try:
         family = AutoConfig.from_pretrained(path).model_type
