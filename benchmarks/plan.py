@@ -2,10 +2,9 @@
 
     PYTHONPATH=src python -m benchmarks.plan
 
-Each case is a process of its own with a random Qwen2.5-VL of 13 million parameters and prompts of text,
-in float32. What counts
-is the growth of its resident memory from before the model is loaded to the peak, which includes what the allocator
-keeps, so the two agree to a factor only.
+Each case is a process of its own with a random Qwen2.5-VL of 13 million parameters in float32 and prompts of text. What
+counts is the growth of its resident memory from before the model is loaded to the peak, which includes what the
+allocator keeps, so the two agree to a factor only.
 """
 
 from __future__ import annotations
