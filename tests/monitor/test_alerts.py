@@ -25,7 +25,7 @@ NORMS = {"all/rollouts": 128.0, "all/grad_norm_llm": 0.2, "all/grad_norm_connect
 Row = Mapping[str, float]
 
 
-def row(source: str = "math", **changes: float) -> dict[str, float]:
+def row(source: str = "math", /, **changes: float) -> dict[str, float]:
     return {f"{source}/{name}": value for name, value in (HEALTHY | changes).items()}
 
 

@@ -281,7 +281,7 @@ def test_the_vote_goes_by_what_the_answers_say_at_last(judged: Judged) -> None:
 def test_the_parts_of_the_reward_add_up_to_it_in_every_preset(judged: Judged) -> None:
     for preset in ("paper", "modern", "official_code"):
         group = judged([0.0])
-        spec = RewardSpec("mathverify", "4", 1.5, 0.5, preset=preset)  # type: ignore[arg-type]
+        spec = RewardSpec("mathverify", "4", 1.5, 0.5, preset=preset)
         verdict = Verdict(Status.SCORED, weigh(0.8, 0.25, spec), 0.8, 0.25, True)
         sample = replace(group.group.sample, reward=spec)
         figures = source_metrics([JudgedGroup(replace(group.group, sample=sample), (verdict,), group.advantages)])
