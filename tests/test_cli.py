@@ -109,7 +109,7 @@ def test_only_training_imports_torch(arguments: list[str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train",), "give a RECIPE to start a run, or --resume FOLDER to go on with one"),
+        (("train",), "give a RECIPE to start a run, or --resume FOLDER alone to go on with one"),
         (("train", "a.yaml", "--resume", "runs/a"), "give a RECIPE to start a run, or --resume FOLDER"),
         (("train", "--resume", "runs/a", "--replace"), "leave out --out and --replace"),
         (("train", "--resume", "runs/a", "--out", "b"), "leave out --out and --replace"),

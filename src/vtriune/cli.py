@@ -70,7 +70,9 @@ def train(
     [bold]vtriune train recipes/demo.yaml engine=verl verl.gpus_per_node=8 --print[/bold]
     """
     if (recipe is None) == (resume is None):
-        raise UserError("give a RECIPE to start a run, or --resume FOLDER to go on with one")
+        raise UserError(
+            "give a RECIPE to start a run, or --resume FOLDER alone to go on with one, by the recipe that lies there"
+        )
     if resume is not None and (out is not None or replace):
         raise UserError("--resume goes on with a run where it is; leave out --out and --replace")
     if resume is not None and not (resume / "recipe.yaml").is_file():
