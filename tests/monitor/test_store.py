@@ -380,7 +380,6 @@ def test_a_run_killed_in_the_middle_of_any_write_opens_without_loss_of_earlier_s
 ) -> None:
     with create(tmp_path) as store:
         train(store, range(1, 5), judged)
-        store.alert(2, Alert("math", "no_spread", 1, "all rewards are equal"))
     before = contents(tmp_path)
     with (tmp_path / name).open("ab") as file:
         file.write(TORN[name])
