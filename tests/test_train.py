@@ -32,6 +32,7 @@ from vtriune.curate.puzzlevqa import main
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.update import Lesson
+from vtriune.monitor.runs import read_alerts
 from vtriune.monitor.trackers.base import PACKAGES, TrackingConfig
 from vtriune.recipe import Recipe, load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
@@ -260,6 +261,11 @@ def test_answers_that_no_server_judges_are_masked_and_counted_and_never_0(
             assert "no verdict within 3 s" in row["reason"]
         masked += len(failed)
     assert masked > 0
+    told = [alert for alert in read_alerts(tmp_path / "run") if alert.kind == "failed"]
+    assert told
+    for alert in told:
+        assert rows[alert.since][f"{alert.source}/failed_count"] > 0
+        assert f"! {alert.source}: failed since step {alert.since}: " in output
     assert rows[STEPS]["all/failed_count"] == 0
 
 
