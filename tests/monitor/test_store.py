@@ -362,6 +362,19 @@ def test_a_writer_killed_in_the_middle_of_an_append_loses_no_earlier_step(tmp_pa
     assert [row["step"] for row in read_metrics(folder)] == [1, 2]
 
 
+def test_a_history_that_can_not_be_opened_is_said_once_and_ends_nothing(
+    tmp_path: Path, judged: Judged, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "history.bin").mkdir()
+    with create(tmp_path) as store:
+        train(store, range(1, 5), judged)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 2, 3, 4, 4]
+    assert inspect(tmp_path).state is RunState.STOPPED
+    assert [record.getMessage() for record in caplog.records if "history.bin" in record.getMessage()] == [
+        f"{tmp_path}: history.bin is not kept up to date: [Errno 21] Is a directory: '{tmp_path / 'history.bin'}'"
+    ]
+
+
 TORN = {
     "metrics.jsonl": b'{"metrics": {"all/rew',
     "alerts.jsonl": b'{"kind": "no_sp',

@@ -73,7 +73,8 @@ class RunStore:
         last = next(latest_rows(folder), None)
         self._elapsed_before = last["timing"].get("elapsed_s", 0.0) if last else 0.0
         self._last_step = {split: next((row["step"] for row in latest_rows(folder, split)), -1) for split in SPLITS}
-        self._history = History.writing(folder)
+        self._history: History | None = None
+        self._history_lags = False
         self._extend_history()
         self._since = time.monotonic()
 
@@ -132,7 +133,8 @@ class RunStore:
             elif self._run.state != "finished":
                 self._record("stopped")
         finally:
-            self._history.close()
+            if self._history:
+                self._history.close()
             self._lock.close()
 
     @property
@@ -200,11 +202,14 @@ class RunStore:
         self._record("finished")
 
     def _extend_history(self) -> None:
-        """Bring history.bin up to date. It is derived: that it can't be is no reason to end a training."""
+        """Bring history.bin up to date. It is derived: that it can't be is said once, and ends no training."""
         try:
+            self._history = self._history or History.writing(self.folder)
             self._history.extend()
         except (OSError, DamagedRun) as fault:
-            _log.warning("%s: history.bin is not kept up to date: %s", self.folder, fault)
+            if not self._history_lags:
+                _log.warning("%s: history.bin is not kept up to date: %s", self.folder, fault)
+            self._history_lags = True
 
     def _record(self, state: Literal["running", "stopped", "failed", "finished"], error: str = "") -> None:
         self._run.state, self._run.error = state, valid_text(error)

@@ -1,6 +1,6 @@
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,6 +75,34 @@ def test_a_tracker_that_can_not_be_opened_is_not_tried_again_and_counts_every_ro
     assert (len(tries), tracker.failures) == (1, 3)
     assert len(caplog.records) == 1
     assert "nobody answers" in caplog.text
+
+
+class Exiting:
+    """Ends its process, as it thinks, whatever it is asked."""
+
+    def write(self, step: int, split: RowSplit, figures: Mapping[str, float]) -> None:
+        raise SystemExit(1)
+
+    def close(self, *, finished: bool) -> None:
+        raise SystemExit(1)
+
+
+def exiting_at_once() -> Tracker:
+    raise SystemExit(1)
+
+
+@pytest.mark.parametrize("open_", [Exiting, exiting_at_once])
+def test_a_tracker_that_wants_to_exit_loses_no_row_uncounted(
+    open_: Callable[[], Tracker], caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = Unfailing("wandb", open_)
+    for step in (1, 2, 3):
+        tracker.write(step, "train", FIGURES)
+    tracker.end(finished=True)
+    tracker.wait()
+    assert tracker.failures == 4  # three rows, and its opening or closing
+    assert len(caplog.records) == 1
+    assert "SystemExit" in caplog.text
 
 
 def test_a_tracker_that_hangs_holds_up_nobody_and_what_it_misses_is_counted(

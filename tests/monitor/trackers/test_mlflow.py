@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vtriune.monitor.trackers.base import TrackedRun
@@ -52,7 +52,7 @@ def test_mlflow_shows_every_figure_the_recipe_and_how_the_run_ended(
     run_id = shown.info.run_id  # type: ignore[attr-defined]
     assert curve(run_id, "reward/math") == [(1, 0.25), (2, 0.5)]
     assert curve(run_id, "eval_score/math") == [(2, 55.0)]
-    assert curve(run_id, "reward/a_b/_/c") == [(1, 0.5)]
+    assert curve(run_id, safe_name("reward/a,b//c")) == [(1, 0.5)]
     assert curve(run_id, f"reward/source_{METRICS + 4}") == [(1, (METRICS + 4) / 7)]
     parameters = shown.data.params  # type: ignore[attr-defined]
     assert parameters["steps"] == "4"
@@ -74,6 +74,16 @@ def test_a_resumed_run_goes_on_with_the_same_run_of_mlflow(store: str, tracked: 
     assert curve(shown.info.run_id, "reward/math") == [(1, 0.25), (2, 0.5)]  # type: ignore[attr-defined]
     Mlflow(replace(run, id="another00000")).close(finished=True)
     assert len(runs("resumed")) == 2
+
+
+@given(names=st.lists(st.text(",;_a/.é", min_size=1, max_size=300), min_size=2, max_size=2, unique=True))
+@example(names=["reward/a,b", "reward/a;b"])
+@example(names=["reward/" + "x" * LONGEST_NAME + "1", "reward/" + "x" * LONGEST_NAME + "2"])
+@example(names=["/" * LONGEST_NAME, "/" * LONGEST_NAME + "a"])
+def test_two_names_never_become_one(names: list[str]) -> None:
+    one, other = map(safe_name, names)
+    assert one != other
+    assert max(len(one), len(other)) <= LONGEST_NAME
 
 
 @given(name=st.text(min_size=1, max_size=300))

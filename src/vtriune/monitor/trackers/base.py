@@ -190,7 +190,7 @@ class Unfailing:
         tracker: Tracker | None = None
         try:
             tracker = self._open()
-        except Exception as error:
+        except BaseException as error:  # a library may want to exit: that is its thread's end only, in silence
             self._count(error)
         while (row := self._rows.get()) is not None:
             try:
@@ -198,19 +198,19 @@ class Unfailing:
                     self._count("was not opened")
                 else:
                     tracker.write(*row)
-            except Exception as error:
+            except BaseException as error:
                 self._count(error)
         try:
             if tracker is not None:
                 tracker.close(finished=self._finished)
-        except Exception as error:
+        except BaseException as error:
             self._count(error)
 
-    def _count(self, problem: Exception | str) -> None:
+    def _count(self, problem: BaseException | str) -> None:
         with self._lock:
             self.failures += 1
             first = self.failures == 1
         if first:
-            error = problem if isinstance(problem, Exception) else None
+            error = problem if isinstance(problem, BaseException) else None
             said = "failed" if error else problem
             _log.warning("%s %s, training goes on; later failures are only counted", self.name, said, exc_info=error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -56,13 +57,18 @@ open_tracker = Mlflow
 
 
 def safe_name(name: str) -> str:
-    """`name` as MLflow takes it: `_` for what it refuses, and no part that is empty or only dots.
+    """`name` as MLflow takes it: `_` for what it refuses, and no part that is empty or only dots. One that had to be
+    changed ends with a hash of what it was, so that two names stay two.
 
-    >>> safe_name("reward/org//coco,2017"), safe_name("reward/../x")
-    ('reward/org/_/coco_2017', 'reward/_/x')
+    >>> safe_name("reward/math"), safe_name("reward/org//coco,2017")
+    ('reward/math', 'reward/org/_/coco_2017_81ba90a8')
     """
-    parts = re.sub(r"[^\w\-. :/]", "_", name)[:LONGEST_NAME].split("/")
-    return "/".join(part if part.strip(".") else "_" for part in parts)
+    parts = re.sub(r"[^\w\-. :/]", "_", name).split("/")
+    safe = "/".join(part if part.strip(".") else "_" for part in parts)
+    if safe == name and len(name) <= LONGEST_NAME:
+        return name
+    mark = "_" + hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return safe[: LONGEST_NAME - len(mark)] + mark
 
 
 def _flat(recipe: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, str]]:
