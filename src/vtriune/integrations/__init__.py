@@ -1,0 +1,1 @@
+"""Plugs into other engines. Each imports its engine; the rest of the project imports none of them."""
