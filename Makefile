@@ -3,12 +3,13 @@ PYTHON ?= python3
 SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+TRL := .venv-trl/.installed
 PLAYGROUND := runs/playground/.drawn
 
 # Holds for what packages are built with, too.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-trl lint format clean
 
 # Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
 demo: $(INSTALLED) $(PLAYGROUND)
@@ -17,6 +18,10 @@ demo: $(INSTALLED) $(PLAYGROUND)
 # One thread per process: two test processes share two cores.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+# TRL does not live with verl, and nothing else needs it: an environment of its own.
+test-trl: $(TRL)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-trl/bin/pytest tests/integrations/test_trl.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -39,5 +44,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+$(TRL): pyproject.toml constraints.txt benchmarks/engine/requirements.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet torch==2.13.0
+	.venv-trl/bin/pip install --quiet --editable '.[dev]' -r benchmarks/engine/requirements.txt
+	touch $@
+
 clean:
-	rm -rf .venv runs/playground
+	rm -rf .venv .venv-trl runs/playground
