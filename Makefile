@@ -4,12 +4,13 @@ SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VERL := .venv-verl/.installed
+TRL := .venv-trl/.installed
 PLAYGROUND := runs/playground/.drawn
 
 # Holds for what packages are built with, too.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: demo test test-verl lint format clean
+.PHONY: demo test test-verl test-trl lint format clean
 
 # Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
 demo: $(INSTALLED) $(PLAYGROUND)
@@ -22,6 +23,10 @@ test: $(INSTALLED)
 # verl has an environment of its own: Ray and some fifty packages that nothing else needs.
 test-verl: $(VERL)
 	OMP_NUM_THREADS=1 .venv-verl/bin/pytest tests/integrations/verl
+
+# TRL does not live with verl, and nothing else needs it: an environment of its own.
+test-trl: $(TRL)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-trl/bin/pytest tests/integrations/test_trl.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -52,3 +57,12 @@ $(VERL): pyproject.toml constraints.txt
 
 clean:
 	rm -rf .venv .venv-verl runs/playground
+
+$(TRL): pyproject.toml constraints.txt benchmarks/engine/requirements.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/pip install --quiet torch==2.13.0
+	.venv-trl/bin/pip install --quiet --editable '.[dev]' -r benchmarks/engine/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-trl runs/playground

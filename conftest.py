@@ -6,3 +6,5 @@ collect_ignore_glob = ["tests/integrations/verl/support/*"]  # registers things 
 if find_spec("verl") is None:
     with_verl = ("agent", "dataset", "engine", "main", "reward", "trainer")
     collect_ignore_glob += [f"src/vtriune/integrations/verl/{name}.py" for name in with_verl]
+if find_spec("swift") is None:
+    collect_ignore_glob.append("src/vtriune/integrations/ms_swift.py")

@@ -41,6 +41,7 @@ from vtriune.reward.api import (
     verdict_fields,
 )
 from vtriune.reward.guard import Guard
+from vtriune.reward.openrlhf import OpenRLHFReply, OpenRLHFRequest, read_openrlhf, write_openrlhf
 from vtriune.reward.service import LOOPBACK, Service
 from vtriune.types import Status, UserError, Verdict
 from vtriune.verifiers import describe, registry
@@ -51,6 +52,7 @@ LOOK_AFTER = 0.5
 """Seconds after which a request is watched for its client hanging up."""
 
 _PAYLOAD = TypeAdapter(released.Payload)
+_OPENRLHF = TypeAdapter(OpenRLHFRequest)
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": why}
@@ -84,6 +86,7 @@ def create_app(service: Service) -> ASGIApp:
         responses={status: _PROBLEMS[status] for status in (401, 421, 503)},
     )
     _add_judging(app, service)
+    _add_openrlhf(app, service)
     # Described by FastAPI, served without it: to look for dependencies that they don't have is a third of a request.
     app.router.routes[:0] = [
         Route(one.path, one.endpoint, methods=["POST"]) for one in app.routes if isinstance(one, APIRoute)
@@ -94,8 +97,9 @@ def create_app(service: Service) -> ASGIApp:
         """The description of the API, with the types of the bodies that are read by hand."""
         if not app.openapi_schema:
             schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-            read = [(one, "validation") for one in (JudgeRequest, released.Payload)]
-            written = [(one, "serialization") for one in (JudgeReply, StreamedVerdict, released.Answer)]
+            read = [(one, "validation") for one in (JudgeRequest, released.Payload, OpenRLHFRequest)]
+            answers = (JudgeReply, StreamedVerdict, released.Answer, OpenRLHFReply)
+            written = [(one, "serialization") for one in answers]
             models = read + written
             _, types = models_json_schema(models, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
             schema["components"]["schemas"] |= types["$defs"]
@@ -194,6 +198,33 @@ def _add_judging(app: FastAPI, service: Service) -> None:
         if settings.silent_zeros:
             return JSONResponse(released.SILENT_ZERO)
         return problem(422 if verdict.status is Status.UNSCORABLE else 503, verdict.reason)
+
+
+def _add_openrlhf(app: FastAPI, service: Service) -> None:
+    """The endpoint of OpenRLHF's protocol."""
+    seconds = service.metrics.timer("/openrlhf")
+
+    @app.post(
+        "/openrlhf",
+        **_documented(OpenRLHFRequest, OpenRLHFReply, "Judge answers; OpenRLHF's remote reward protocol."),
+    )
+    async def judge_openrlhf(request: Request) -> Response:
+        began = time.perf_counter()
+        try:
+            items = read_openrlhf(_OPENRLHF.validate_json(await read_body(request)))
+        except ValidationError as error:
+            return problem(422, explain(error))
+        except UserError as error:
+            return problem(422, str(error))
+        if service.is_full(len(items)):
+            return full()
+        with while_connected(request):
+            verdicts = await service.judge(items)
+        seconds(time.perf_counter() - began)
+        missing = next((verdict for verdict in verdicts if verdict.status is not Status.SCORED), None)
+        if missing:  # OpenRLHF has no way to leave an answer out
+            return problem(422 if missing.status is Status.UNSCORABLE else 503, missing.reason)
+        return Response(orjson.dumps(write_openrlhf(verdicts)), media_type="application/json")
 
 
 def _add_information(app: FastAPI, service: Service) -> None:

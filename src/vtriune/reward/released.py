@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-from vtriune.reward.api import Name
+from vtriune.reward.api import Count, Name
 from vtriune.reward.judge import MAX_PARAMETERS, JudgeItem
 from vtriune.types import ImageSize, Preset, Progress, RewardSpec, UserError, Verdict
 from vtriune.verifiers.released_detection import RELEASED_FIGURES, DetRewardRatio
@@ -57,6 +57,9 @@ class Payload(BaseModel):
     reward_verifier_parm: Annotated[str, Field(max_length=MAX_PARAMETERS)]
     format_ratio: FiniteFloat | None = None
     accuracy_ratio: FiniteFloat | None = None
+    response_tokens: Count | None = Field(
+        None, description="Length of the answer in tokens. The released client doesn't send it; ours to add."
+    )
 
 
 class Answer(BaseModel):
@@ -104,7 +107,7 @@ def read(payload: Payload, preset: Preset) -> JudgeItem:
         parameters,
         preset,
     )
-    return JudgeItem(payload.response, spec, progress, sizes, source=payload.data_source)
+    return JudgeItem(payload.response, spec, progress, sizes, payload.response_tokens, payload.data_source)
 
 
 def write(item: JudgeItem, verdict: Verdict) -> dict[str, Any]:
