@@ -157,8 +157,8 @@ def test_a_changed_threshold_moves_exactly_the_figures_that_follow_from_it(again
     sums = effects["train", "sums"]
     assert sums.before == Side(scored=3, rewards=2.25, groups=1, zero_spread=0)
     assert sums.after.rewards == 2.25  # mathverify has no threshold
-    # The stored failure has a verdict now, worth less than the others' mean.
-    assert (sums.after.scored, sums.advantages["ceased_to_be_zero"]) == (4, 1)
+    # The stored failure could be scored now; that it broke then is no effect of the change.
+    assert (sums.failed, sums.after, sums.advantages["changed"], sums.became) == (1, sums.before, 0, {})
     held_out = effects["eval", "boxes"]
     assert held_out.before == held_out.after  # evaluations have a threshold of their own
     everything = effects["train", "all"]
@@ -190,6 +190,13 @@ def test_another_verifier_takes_no_parameters_along_and_what_it_cannot_judge_is_
     assert boxes.advantages["became_zero"] == 10
     (reason,) = boxes.reasons
     assert "gold" in reason
+
+
+def test_what_was_unscorable_and_is_scored_now_is_counted(run: Path, again: Again) -> None:
+    rewrite(rollout_file(run, "train", 2), 0, status="unscorable", reward=None, advantage=0.0, reason="no gold")
+    boxes = again("boxes:verifier_parm.iou_threshold=0.5").effects["train", "boxes"]
+    assert (boxes.became, boxes.reasons) == ({"scored": 1}, {})
+    assert (boxes.before.scored, boxes.after.scored, boxes.failed) == (11, 12, 0)
 
 
 def test_only_the_steps_and_the_source_that_are_asked_for_are_judged(again: Again) -> None:
@@ -273,13 +280,23 @@ def test_the_command_tells_of_agreement_by_its_text_and_its_status(run: Path, vt
     assert told["first"][0]["fields"]["reward"] == [0.5, 0.75]
 
 
+def test_a_log_with_nothing_to_compare_is_no_agreement(run: Path, vtriune: Callable[..., Any]) -> None:
+    path = rollout_file(run, "train", 2)
+    for row in range(4):
+        rewrite(path, row, status="failed", reward=None)
+    done = vtriune("rejudge", run, "--steps", "2")
+    assert done.stdout.startswith("0 of 0 verdicts agree")
+    assert done.returncode == 1
+
+
 def test_the_command_shows_what_a_change_does_per_source(run: Path, vtriune: Callable[..., Any]) -> None:
     arguments = "rejudge", run, "--set", "verifier_parm.iou_threshold=0.9", "--set", "sums:verifier=counting"
     done = vtriune(*arguments)
     assert done.returncode == 0, done.stderr
     cells = [line.split() for line in done.stdout.splitlines()]
-    assert ["boxes", "12", "0.8333", "0.1667", "0.0", "%", "33.3", "%", "50.0", "%", "4", "2", "0", "0"] in cells
-    assert ["boxes", "5", "0.8500", "0.8500", "0", "0"] in cells
+    assert ["boxes", "12", "0.8333", "0.1667", "0.0", "%", "33.3", "%", "50.0", "%", "4", "2", "0", "0", "0"] in cells
+    assert ["boxes", "5", "0.8500", "0.8500", "0", "0", "0"] in cells
+    assert "1 answers are stored as failed, and so are on neither side" in done.stdout
     told = orjson.loads(vtriune(*arguments, "--json").stdout)
     effect = next(one for one in told["effects"] if (one["split"], one["source"]) == ("train", "boxes"))
     assert effect["mean_reward"] == [10 / 12, 2 / 12]

@@ -124,13 +124,16 @@ class Effect:
     advantages: Counter[str] = field(default_factory=Counter)
     """How many `changed` their sign (-, 0, +), and of these `became_zero` or `ceased_to_be_zero`."""
     became: Counter[str] = field(default_factory=Counter)
-    """Verdicts that are `unscorable` or `failed` now and were not."""
+    """Verdicts that are `scored`, `unscorable` or `failed` now and were not."""
+    failed: int = 0
+    """Answers stored as failed: our own breakdown, which no setting undoes. They are on neither side."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """Why."""
+    """Why they are not scored now."""
 
     def add(self, rows: Sequence[Row], now: Sequence[Verdict], advantages: np.ndarray) -> None:
         """Add a group as stored, with its verdicts and advantages now."""
         self.answers += len(rows)
+        self.failed += sum(row["status"] == Status.FAILED for row in rows)
         self.before.add([row["reward"] for row in rows if row["status"] == Status.SCORED])
         self.after.add([verdict.reward for verdict in now if verdict.reward is not None])
         before, after = np.sign([row["advantage"] for row in rows]), np.sign(advantages)
@@ -141,9 +144,9 @@ class Effect:
         ):
             self.advantages[name] += int(np.count_nonzero(which))
         for row, verdict in zip(rows, now, strict=True):
-            if verdict.status not in (Status.SCORED, row["status"]):
+            if verdict.status != row["status"]:
                 self.became[verdict.status.value] += 1
-                self.reasons[verdict.reason] += 1
+                self.reasons.update([verdict.reason] if verdict.status != Status.SCORED else [])
 
 
 @dataclass(slots=True)
@@ -303,7 +306,12 @@ class Rejudging:
         advantage = self._recipe.objective.advantage if batch.split == "train" else "grpo"
         triples = zip(batch.rows, batch.specs, verdicts, strict=True)
         for _, group in groupby(triples, key=lambda one: (one[0]["decoding"], one[0]["group"])):
-            rows, specs, now = zip(*group, strict=True)
+            rows, specs, judged = zip(*group, strict=True)
+            # What broke then stays broken, or the others of its group would change their advantages by it.
+            now = [
+                Verdict(Status.FAILED, reason=row["reason"]) if row["status"] == Status.FAILED else verdict
+                for row, verdict in zip(rows, judged, strict=True)
+            ]
             advantages = group_advantages(advantage, now, specs[0])
             for source in (ALL, rows[0]["source"]):
                 result.effects.setdefault((batch.split, source), Effect()).add(rows, now, advantages)

@@ -22,7 +22,7 @@ SHOWN_REASONS = 5
 def agreement(result: Rejudged) -> RenderableType:
     """How many verdicts agree with the log, and the first that don't."""
     compared = result.agree + result.disagree
-    style = "bold red" if result.disagree else "green"
+    style = "bold red" if result.disagree else "green" if compared else "yellow"
     lines = [Text(f"{result.agree:,} of {compared:,} verdicts agree with the log to the last bit", style)]
     if result.failed:
         lines.append(Text(f"{result.failed:,} more are stored as failed, and so have nothing to agree with", "yellow"))
@@ -56,6 +56,9 @@ def effects(result: Rejudged) -> RenderableType:
         own = {source: effect for (of, source), effect in _in_order(result) if of == split}
         if own:
             parts.append(_table(own, title, advantages=split == "train"))
+    failed = sum(effect.failed for (_, source), effect in result.effects.items() if source == ALL)
+    if failed:
+        parts.append(Text(f"{failed:,} answers are stored as failed, and so are on neither side", "yellow"))
     reasons: Counter[str] = Counter()
     for (_, source), effect in result.effects.items():
         reasons.update(effect.reasons if source == ALL else {})
@@ -69,7 +72,7 @@ def _table(effects_by_source: dict[str, Effect], title: str, *, advantages: bool
     columns = ["answers", "reward\nbefore", "\nafter"]
     if advantages:
         columns += ["zero spread\nbefore", "\nafter", "signs\nchanged", "to zero", "from zero"]
-    for name in (*columns, "became\nunscorable", "\nfailed"):
+    for name in (*columns, "became\nscored", "\nunscorable", "\nfailed"):
         table.add_column(name, justify="right")
     for source, effect in effects_by_source.items():
         before, after = effect.before, effect.after
@@ -78,7 +81,7 @@ def _table(effects_by_source: dict[str, Effect], title: str, *, advantages: bool
             cells += [_percent(side.zero_spread_share) for side in (before, after)]
             cells.append(_percent(effect.advantages["changed"] / effect.answers))
             cells += [f"{effect.advantages[name]:,}" for name in ("became_zero", "ceased_to_be_zero")]
-        cells += [f"{effect.became[status]:,}" for status in ("unscorable", "failed")]
+        cells += [f"{effect.became[status]:,}" for status in ("scored", "unscorable", "failed")]
         table.add_row(plain(source), *cells)
     return table
 
@@ -120,6 +123,8 @@ def as_json(result: Rejudged, *, changed: bool) -> dict[str, Any]:
                 "signs_changed": effect.advantages["changed"],
                 "became_zero": effect.advantages["became_zero"],
                 "ceased_to_be_zero": effect.advantages["ceased_to_be_zero"],
+                "stored_as_failed": effect.failed,
+                "became_scored": effect.became["scored"],
                 "became_unscorable": effect.became["unscorable"],
                 "became_failed": effect.became["failed"],
                 "reasons": dict(effect.reasons.most_common(SHOWN_REASONS)),
