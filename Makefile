@@ -55,9 +55,6 @@ $(VERL): pyproject.toml constraints.txt
 	.venv-verl/bin/pip install --quiet --editable '.[dev,verl]'
 	touch $@
 
-clean:
-	rm -rf .venv .venv-verl runs/playground
-
 $(TRL): pyproject.toml constraints.txt benchmarks/engine/requirements.txt
 	$(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/pip install --quiet torch==2.13.0
@@ -65,4 +62,4 @@ $(TRL): pyproject.toml constraints.txt benchmarks/engine/requirements.txt
 	touch $@
 
 clean:
-	rm -rf .venv .venv-trl runs/playground
+	rm -rf .venv .venv-verl .venv-trl runs/playground
