@@ -1,4 +1,5 @@
 import itertools
+import math
 import random
 from collections.abc import Mapping, Sequence
 
@@ -165,6 +166,46 @@ def test_a_reward_that_falls_with_a_raised_eps_has_not_collapsed() -> None:
     assert watch(rows) == []
     rows += [noisy(rng, row(reward=0.01)) | {"math/eps": 0.99} for _ in range(30)]
     assert [(alert.kind, alert.since) for alert in watch(rows)] == [("reward_collapsed", 61)]
+
+
+def test_rounding_of_the_mean_eps_and_rows_with_thresholds_of_their_own_hide_no_collapse() -> None:
+    rng = random.Random(0)
+    for wobble in (0.0, 0.02):
+        rows = []
+        for step in range(60):
+            n = rng.randint(1, 99)
+            eps = math.fsum([0.99] * n) / n - wobble * rng.random()
+            rows.append(noisy(rng, row(reward=0.6 if step < 30 else 0.02)) | {"math/eps": eps})
+        assert wobble or len({metrics["math/eps"] for metrics in rows}) > 1
+        assert [(alert.kind, alert.since, alert.until) for alert in watch(rows)] == [("reward_collapsed", 31, None)]
+
+
+def test_a_collapse_lasts_through_a_change_of_eps_until_the_reward_recovers() -> None:
+    rng = random.Random(0)
+    rows = [noisy(rng, row(reward=0.6)) | {"math/eps": 0.85} for _ in range(30)]
+    rows += [noisy(rng, row(reward=0.01)) | {"math/eps": 0.85} for _ in range(20)]
+    rows += [noisy(rng, row(reward=0.01)) | {"math/eps": 0.99} for _ in range(40)]
+    assert [(alert.since, alert.until) for alert in watch(rows)] == [(31, None)]
+    rows += [noisy(rng, row(reward=0.5)) | {"math/eps": 0.99} for _ in range(30)]
+    ((since, until),) = [(alert.since, alert.until) for alert in watch(rows)]
+    assert since == 31
+    assert until is not None
+    assert 91 <= until <= 91 + WINDOW
+
+
+def test_a_chance_dip_before_a_collapse_is_not_its_beginning() -> None:
+    rng = random.Random(0)
+    rows = [noisy(rng, row(reward=0.02 if step == 28 or step > 30 else 0.6)) for step in range(1, 60)]
+    assert [(alert.kind, alert.since) for alert in watch(rows)] == [("reward_collapsed", 31)]
+
+
+def test_the_norm_of_all_parts_is_watched_where_parts_are_not_told() -> None:
+    rows = [{"all/rollouts": 8.0, "all/grad_norm": 0.2} for _ in range(40)]
+    rows[30] |= {"all/grad_norm": 5.0}
+    (alert,) = watch(rows)
+    assert (alert.kind, alert.since, alert.until) == ("gradient_norm", 31, 32)
+    assert alert.message == "gradient norm 5, its median so far 0.2"
+    assert watch([metrics | {"all/grad_norm_llm": 0.2} for metrics in rows]) == []
 
 
 def test_a_source_with_few_answers_may_have_bad_luck() -> None:

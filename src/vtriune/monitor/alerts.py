@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -38,6 +38,9 @@ ENTROPY_GROWN = 3.0
 FELL = 3.0
 """Standard errors between a held-out score and the best before. They are those of independent prompts; the prompts are
 the same each time, so that chance alone moves the difference less."""
+RULER = 0.03
+"""Change of a source's mean `eps` that asks for a new best reward: less than the least step of the paper's schedule,
+0.04, and more than rounding or the mix of a step's rows, if they have thresholds of their own, moves it."""
 LOST = 0.05
 """Share of answers without a verdict. A whole step without any is told at once; one bad row of a small source isn't."""
 GRADIENT = 10.0
@@ -81,19 +84,20 @@ class Alerts:
 
     | kind | holds while | began |
     |---|---|---|
-    | `reward_collapsed` | mean `reward` of the WINDOW < COLLAPSED x the best window's since `eps` last changed | the first step of the window below that |
-    | `entropy_to_zero` | mean `entropy` of the window < ENTROPY_GONE x the highest window's | the first below that |
-    | `entropy_rising` | mean `entropy` of the window > ENTROPY_GROWN x the lowest window's | the first above that |
-    | `incorrect_longer` | mean `length_incorrect` of the window > LONGER x the lowest window's x the growth of `length_correct` since, if it grew | the first above that |
-    | `truncation_rising` | mean `truncated` of the window > the lowest window's + TRUNCATED | the first above that |
+    | `reward_collapsed` | mean `reward` of the WINDOW < COLLAPSED x the best window's since `eps` last changed by more than RULER | after the window's last step that is not below that |
+    | `entropy_to_zero` | mean `entropy` of the window < ENTROPY_GONE x the highest window's | the same |
+    | `entropy_rising` | mean `entropy` of the window > ENTROPY_GROWN x the lowest window's | after the last not above that |
+    | `incorrect_longer` | mean `length_incorrect` of the window > LONGER x the lowest window's x the growth of `length_correct` since, if it grew | the same |
+    | `truncation_rising` | mean `truncated` of the window > the lowest window's + TRUNCATED | the same |
     | `evaluation_fell` | held-out `score` < the best before by more than FELL standard errors of the difference | that step |
     | `no_spread` | `zero_spread` was 1 in every step of the window, in SPREADLESS_GROUPS groups or more | the first of them |
     | `failed`, `unscorable` | mean share of the window, steps before the run counting as 0, > LOST | the first above that |
-    | `gradient_norm` | some `grad_norm_<part>` > GRADIENT x its median over GRADIENT_STEPS earlier steps or more | that step |
+    | `gradient_norm` | some `grad_norm_<part>`, or `grad_norm` in a step without these, > GRADIENT x its median over GRADIENT_STEPS earlier steps or more | that step |
 
     The first five must also lie beyond the noise: NOISE standard errors of the difference of two windows, by the mean
     square of the source's differences from step to step. Steps without the figure are not counted. A raised eps lowers
-    the reward of the same answers, so that the best reward is looked for anew. All end after CALM steps that are well,
+    the reward of the same answers, so that the best reward is looked for anew; while an alert lasts it is not, since then
+    the collapsed reward would be the best. All end after CALM steps that are well,
     `evaluation_fell` with the first such evaluation.
 
     The paper's four signs of instability (section 4) are a degraded evaluation, spikes of gradient norms, large
@@ -222,11 +226,14 @@ class _Drift:
     says: str
     """The message, with {now} and {best}."""
     anew: str = ""
-    """A figure at whose change the best window is forgotten."""
+    """A figure at whose change the best window is forgotten, unless an alert lasts."""
     beside: str = ""
     """A figure whose growth since the best window raises the limit."""
     calm: int = CALM
+    well: int = CALM
+    """Steps without a finding since the last one: an alert lasts while these are fewer than CALM."""
     ruler: float | None = None
+    """The figure `anew` when the best window was last forgotten."""
     window: _Window = field(default_factory=_Window)
     other: _Window = field(default_factory=_Window)
     best: tuple[float, float] | None = None
@@ -236,22 +243,29 @@ class _Drift:
         value, ruler, other = figure(self.figure), figure(self.anew), figure(self.beside)
         if value is None:
             return None
-        if ruler != self.ruler:
+        if self.ruler is None:
+            self.ruler = ruler
+        elif ruler is not None and abs(ruler - self.ruler) > RULER and self.well >= CALM:
             self.ruler, self.best = ruler, None
             self.window.values.clear()
         self.window.add(step, value)
         if other is not None:
             self.other.add(step, other)
         if not self.window.full:
-            return _WELL
+            return None
         now, beside = self.window.mean, self.other.mean if self.other.full else 0.0
         if self.best is None or (now > self.best[0] if self.falls else now < self.best[0]):
             self.best = now, beside
         best, before = self.best
         limit = self.limit(best) * max(1.0, beside / before if before else 1.0)
         if not self._beyond(now, limit) or abs(now - best) <= NOISE * self.window.error:
+            self.well += 1
             return _WELL
-        began = next((seen.step for seen in self.window.values if self._beyond(seen.value, limit)), step)
+        self.well, began = 0, step
+        for seen in reversed(self.window.values):
+            if not self._beyond(seen.value, limit):
+                break
+            began = seen.step
         return _Finding(began, self.says.format(now=now, best=best))
 
     def _beyond(self, value: float, limit: float) -> bool:
@@ -299,28 +313,31 @@ class _NoSpread:
         count = sum(seen.value for seen in self.groups)
         if len(self.groups) < WINDOW or count < SPREADLESS_GROUPS:
             return None  # neither well nor long enough
-        said = f"all {count:.0f} groups of {WINDOW} steps had equal rewards, {reward:.3g} on average in the last one"
+        said = f"no group of {count:.0f} in {WINDOW} steps had rewards that differ, {reward:.3g} on average at last"
         return _Finding(self.groups[0].step, said)
 
 
 @dataclass(slots=True)
 class _Gradient:
-    """The gradient of a part of the model is far above what it was."""
+    """The gradient of a part of the model, or of all of it where parts are not told, is far above what it was."""
 
     kind: Kind = "gradient_norm"
     calm: int = CALM
-    parts: dict[str, list[float]] = field(default_factory=lambda: {"vision": [], "connector": [], "llm": []})
-    """Norms so far, sorted."""
+    norms: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """Norms so far, sorted, by part; by "" of all parts."""
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
+        told = {f" of {part}": figure(f"grad_norm_{part}") for part in ("vision", "connector", "llm")}
+        if not any(norm is not None for norm in told.values()):
+            told = {"": figure("grad_norm")}
         found: _Finding | None = None
-        for part, norms in self.parts.items():
-            norm = figure(f"grad_norm_{part}")
+        for part, norm in told.items():
             if norm is None:
                 continue
+            norms = self.norms[part]
             found = found or _WELL
             if len(norms) >= GRADIENT_STEPS and norm > GRADIENT * median(norms) and found is _WELL:
-                found = _Finding(step, f"gradient norm of {part} {norm:.3g}, its median so far {median(norms):.3g}")
+                found = _Finding(step, f"gradient norm{part} {norm:.3g}, its median so far {median(norms):.3g}")
             insort(norms, norm)
         return found
 

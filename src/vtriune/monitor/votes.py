@@ -41,10 +41,12 @@ def _up_to_closing_brace(text: str) -> str:
 def most_voted(responses: Sequence[str]) -> list[int]:
     """The positions of all responses that stand for the most frequent text; where several are, those of all of them.
 
+    What stands for nothing has no vote, unless all do.
+
     >>> most_voted(["4", "5", "<answer>4</answer>", "6"]), most_voted(["4", "5"])
     ([0, 2], [0, 1])
     """
     texts = [voted(response) for response in responses]
-    counts = Counter(texts)
+    counts = Counter(filter(None, texts) if any(texts) else texts)
     most = max(counts.values())
     return [position for position, text in enumerate(texts) if counts[text] == most]
