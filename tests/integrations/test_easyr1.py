@@ -21,8 +21,9 @@ FILE = Path(vtriune.integrations.__file__).parent / "easyr1.py"
 
 
 def compute_reward(server: Server, rows: list[dict[str, Any]]) -> tuple[list[float], dict[str, list[float]]]:
-    """`AutoRewardManager.__init__` and `compute_reward_batch` of EasyR1, commit b44b311, verl/workers/reward/function.py,
-    call by call, with texts in place of token tensors. (EasyR1 is not on PyPI, and imports Ray and vLLM.)
+    """`AutoRewardManager.__init__` and `compute_reward_batch` of EasyR1 (commit b44b311,
+    verl/workers/reward/function.py), call by call, with texts in place of token tensors. The package itself is not
+    run here.
     """
     spec = importlib.util.spec_from_file_location("custom_reward_fn", FILE)
     assert spec and spec.loader

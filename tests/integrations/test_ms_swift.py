@@ -22,7 +22,7 @@ STATE = SimpleNamespace(global_step=0, max_steps=10)
 
 
 def rows(verifiers: list[str], answers: list[str]) -> list[dict[str, Any]]:
-    """What `OnPolicySample.to_reward_row` makes (swift/rl_core/data.py, 4.6.0), as far as it reaches reward functions."""
+    """What `OnPolicySample.to_reward_row` makes (swift/rl_core/data.py, 4.6.0), as far as we see it."""
     return [
         {
             "messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": answer}],

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import vtriune.playground
+from vtriune.data.schema import write_rows
 from vtriune.data.sources import SourceConfig, load_samples
-from vtriune.data.tables import write_rows
 from vtriune.integrations.trl import JudgeReward
 from vtriune.playground.dataset import rows
 from vtriune.reward.label import write_label
@@ -45,7 +45,7 @@ def test_trl_learns_from_our_verdicts_and_logs_our_figures_of_each_source(tmp_pa
 
     path = tmp_path / "train_math_math_2.parquet"
     write_rows(rows("math", "math", rare=False, split="train", count=2, seed=0), path)  # type: ignore[arg-type]
-    loaded = load_samples(SourceConfig(path=path), preset="modern", base=tmp_path, check=lambda *_: lambda: None)
+    loaded = load_samples(SourceConfig(path=str(path)), preset="modern", base=tmp_path, check=lambda *_: lambda: None)
     good, bad = loaded.samples
     broken = Sample(bad.id, "broken", bad.task, bad.messages, bad.images, bad.reward)
     table = datasets.Dataset.from_list([row(good, good.reward), row(broken, RewardSpec("no such verifier", "4"))])
