@@ -1,6 +1,7 @@
 """With wandb itself, offline; what it would send is read from the file that it writes (LevelDB's log format)."""
 
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +26,25 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
 
 
-def records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: fragments of a header (checksum, length, kind), none across a block's end."""
+def records(path: Path) -> list[Any]:
+    """The records of a .wandb file. wandb's own process may still be writing it when `finish` returns."""
+    found = list(_read(path))
+    while not any(record.WhichOneof("record_type") == "exit" for record in found):
+        time.sleep(0.05)
+        found = list(_read(path))
+    return found
+
+
+def _read(path: Path) -> Iterator[Any]:
+    """Records as far as they are written: fragments with a header (checksum, length, kind), none across blocks."""
     content, at, parts = path.read_bytes(), _HEADER, b""
     while at + _HEADER <= len(content):
         if _BLOCK - at % _BLOCK < _HEADER:
             at += _BLOCK - at % _BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", content, at)
+        if at + _HEADER + length > len(content):
+            return
         parts += content[at + _HEADER : at + _HEADER + length]
         at += _HEADER + length
         if kind in (1, 4):  # whole, or the last part
