@@ -44,7 +44,7 @@ def test_trl_learns_from_our_verdicts_and_logs_our_figures_of_each_source(tmp_pa
     from benchmarks.engine.peer import Processor
 
     path = tmp_path / "train_math_math_2.parquet"
-    write_rows(rows("math", "math", rare=False, split="train", count=2, seed=0), path)  # type: ignore[arg-type]
+    write_rows(rows("math", "math", rare=False, split="train", count=2, seed=0), path)
     loaded = load_samples(SourceConfig(path=str(path)), preset="modern", base=tmp_path, check=lambda *_: lambda: None)
     good, bad = loaded.samples
     broken = Sample(bad.id, "broken", bad.task, bad.messages, bad.images, bad.reward)
