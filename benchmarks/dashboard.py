@@ -199,7 +199,7 @@ def ask_rollouts(server: Server, sources: list[str], steps: int) -> None:
         while requests < TEXT_REQUESTS:
             seconds, page = server.ask("/api/rollouts", run="big", limit=50, text=text, **cursor)
             if not requests:
-                told(f'text "{text}": {len(page["rows"])} found at first', seconds, 1.5)
+                told(f'text "{text}": {len(page["rows"])} found at first', seconds, 1)
             cursor, requests = {"cursor": page["next"]}, requests + 1
             if not page["next"]:
                 break

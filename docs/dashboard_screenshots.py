@@ -2,7 +2,7 @@
 
     python docs/dashboard_screenshots.py runs demo docs
 
-Needs chromium (apt-get install chromium). Writes dashboard_{runs,grid,source,rollouts,group}.png, 1280 x 800.
+Needs chromium (apt-get install chromium). Writes dashboard_{grid,source,rollouts,group}.png, 1280 x 800.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ def draw(page: Page, url: str, run: str, out: Path) -> None:
     page.goto(f"{url}/#/rollouts/{quote(run)}")  # begins to read the rollouts
     page.get_by_text("next page").wait_for()
     views = {
-        "runs": ("/#/", "table.runs"),
         "grid": (f"/#/run/{quote(run)}", "table.grid"),
         "source": (f"/#/source/{quote(run)}/detection", "figure[data-figure=entropy] canvas"),
         "rollouts": (f"/#/rollouts/{quote(run)}?source=detection&sort=-reward", "table.rollouts"),

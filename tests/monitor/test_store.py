@@ -400,6 +400,9 @@ def test_a_run_killed_in_the_middle_of_any_write_opens_without_loss_of_earlier_s
     assert [alert.since for alert in read_alerts(tmp_path)] == [1]
     assert (inspect(tmp_path).state, inspect(tmp_path).step) == (RunState.STOPPED, 4)
     assert list(rollout_files(tmp_path, "train")) == [1, 2, 3, 4]
+    (tmp_path / "rollouts" / "step-000009.parquet").symlink_to(tmp_path / "rollouts" / "step-000001.parquet")
+    assert list(rollout_files(tmp_path, "train")) == [1, 2, 3, 4]  # a link may lead out of the folder
+    (tmp_path / "rollouts" / "step-000009.parquet").unlink()
     assert len(pd.read_parquet(tmp_path / "rollouts")) == 8 + 2 * 3
     with RunStore.resume(tmp_path, step=4, threads=1):
         pass

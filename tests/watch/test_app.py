@@ -25,7 +25,9 @@ from vtriune.monitor.store import RunStore
 from vtriune.types import JudgedGroup, Progress
 from vtriune.watch import watched
 from vtriune.watch.app import create_app
+from vtriune.watch.guard import is_loopback
 from vtriune.watch.listing import Listing
+from vtriune.watch.series import SHOWN
 
 STEPS = 8
 
@@ -167,6 +169,14 @@ def test_a_page_that_rebinds_its_name_to_this_machine_is_refused(client: TestCli
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "127.0.0.1:80", "[::1]", "[::1]:7860"])
 def test_every_name_of_the_loopback_is_answered(client: TestClient, host: str) -> None:
     assert client.get("/api/runs", headers={"Host": host}).status_code == httpx.codes.OK
+
+
+@pytest.mark.parametrize("name", ["DIRECTIONS", "MEANINGS"])
+def test_the_page_explains_just_the_figures_that_the_grid_shows(name: str) -> None:
+    script = (Path(watched.__file__).parent / "static" / "format.js").read_text()
+    table = re.search(rf"const {name} = {{(.*?)}};", script, re.DOTALL)
+    assert table
+    assert set(re.findall(r"(\w+): (?:[\"-]|\d)", table[1])) == set(SHOWN)
 
 
 def test_whoever_gives_an_address_is_answered_by_every_name(runs: Path) -> None:
@@ -526,6 +536,19 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vtriune.cli", "watch", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def test_other_names_of_the_loopback_do_not_switch_the_guard_off(runs: Path) -> None:
+    for host in ("localhost", "127.0.0.2"):
+        with start(runs, "--host", host, "--port", "0") as process:
+            assert process.stdout
+            url = process.stdout.readline().strip()
+            assert httpx.get(f"{url}/api/runs").status_code == httpx.codes.OK
+            evil = httpx.get(f"{url}/api/runs", headers={"Host": "evil.example"})
+            assert evil.status_code == httpx.codes.FORBIDDEN
+            process.terminate()
+    assert is_loopback("::1")
+    assert not is_loopback("::")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

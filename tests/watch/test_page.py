@@ -118,15 +118,19 @@ def test_a_damaged_run_says_what_is_wrong_with_it(page: Page, watch: Watch) -> N
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text("run.json")
     page.goto(f"{watch.url}/#/run/nowhere")
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text('no run "nowhere"')
-    page.goto(f"{watch.url}/#/%zz/%")
-    expect(page.get_by_role("heading", name="No such page")).to_be_visible()
+    for nothing in ("%zz/%", "constructor"):
+        page.goto(f"{watch.url}/#/run/first")
+        expect(page.locator("table.grid")).to_be_visible()
+        page.goto(f"{watch.url}/#/{nothing}")
+        expect(page.get_by_role("heading", name="No such page")).to_be_visible()
 
 
 def test_alerts_stand_beside_their_source_and_in_words(page: Page, world: Path, tmp_path: Path) -> None:
     shutil.copytree(world / "runs" / "first", tmp_path / "sick")
     alert = {"step": 3, "since": 2, "until": None, "source": "math", "kind": "reward_collapsed", "message": "half <b>"}
     over = {"step": 2, "since": 1, "source": "ocr", "kind": "failed", "message": "5 failed"}
-    lines = [alert, over | {"until": None}, over | {"until": 3}]
+    gone = alert | {"since": 1, "step": 1, "source": "left", "kind": "constructor", "message": "gone"}
+    lines = [alert, over | {"until": None}, over | {"until": 3}, gone]
     (tmp_path / "sick" / "alerts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with watching(tmp_path) as served:
         page.goto(f"{served.url}/#/run/sick")
@@ -136,9 +140,10 @@ def test_alerts_stand_beside_their_source_and_in_words(page: Page, world: Path, 
         expect(row.locator("td[data-figure=reward] path.mark")).to_have_count(1)
         expect(row.locator("td[data-figure=length] path.mark")).to_have_count(0)
         listed = page.locator(".alerts li")
-        expect(listed).to_have_count(2)
+        expect(listed).to_have_count(3)
         expect(listed.first).to_have_text("step 2 math half <b>")
-        expect(listed.last).to_have_text(re.compile("step 1–3 ocr 5 failed over"))
+        expect(listed.filter(has_text="gone")).to_have_text("step 1 left gone")
+        expect(listed.filter(has_text="ocr")).to_have_text(re.compile("step 1–3 ocr 5 failed over"))
         listed.first.get_by_role("link").click()
         expect(page.locator("ul.alerts")).to_contain_text("step 2: half <b>")
         page.goto(served.url)

@@ -82,7 +82,7 @@ def test_every_source_has_examples_with_their_pictures_and_answers(offline: Page
 
 
 def test_the_examples_are_the_best_the_worst_and_the_most_spread(world: Path) -> None:
-    for example in report._examples(world / "runs" / "first", ["math"]):
+    for example in report._examples(world / "runs" / "first", ["math"])[0]:
         others = [one for path in sorted((world / "runs/first/rollouts").glob("step*")) for one in report._groups(path)]
         means = {one.step: one.mean for source, one in others if source == "math"}
         if example["why"] == "best":
@@ -155,6 +155,17 @@ def test_a_module_that_cannot_be_bundled_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(onefile, "STATIC", tmp_path / "static")
     with pytest.raises(ValueError, match=r"keys.js: 'export default 1;'"):
         one_file({}, "x")
+
+
+def test_a_damaged_rollout_file_is_named_and_the_others_give_examples(
+    offline: Page, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(world / "runs" / "first", tmp_path / "hurt")
+    path = max((tmp_path / "hurt" / "rollouts").glob("step-*.parquet"))
+    path.write_bytes(b"PAR1")
+    assert " 48 example groups" in write_report(tmp_path / "hurt", tmp_path / "hurt.html")
+    offline.goto((tmp_path / "hurt.html").as_uri())
+    expect(offline.get_by_role("alert").filter(has_text=path.name)).to_contain_text("not readable as rollouts")
 
 
 def test_a_run_without_a_step_has_a_report_too(offline: Page, tmp_path: Path) -> None:

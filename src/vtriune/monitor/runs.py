@@ -141,11 +141,11 @@ def rollout_file(folder: Path, split: RowSplit, step: int) -> Path:
 
 
 def rollout_files(folder: Path, split: RowSplit) -> dict[int, Path]:
-    """The stored rollout files of a split by step, in order."""
+    """The stored rollout files of a split by step, in order; links, which may lead out of the folder, are none."""
     prefix, suffix = rollout_file(folder, split, 0).name.split("000000")
     try:
         with os.scandir(folder / "rollouts") as entries:
-            names = {entry.name for entry in entries}
+            names = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
     except OSError:
         return {}
     numbers = (name.removeprefix(prefix).removesuffix(suffix) for name in names if name.startswith(prefix))

@@ -5,6 +5,7 @@ Nothing here knows what is asked.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 from dataclasses import dataclass
 
@@ -12,9 +13,6 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vtriune.watch.replies import error
-
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
-"""The names under which a browser of this machine reaches a server on the loopback address."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -76,4 +74,16 @@ class Guard:
 
 def _is_local(host: str) -> bool:
     name = host if host.endswith("]") else host.rsplit(":", 1)[0]
-    return name.lower() in LOCAL
+    return is_loopback(name.removeprefix("[").removesuffix("]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Does `host`, a name or an address, mean this machine and that to itself alone?
+
+    >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("::1"), is_loopback("0.0.0.0")
+    (True, True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

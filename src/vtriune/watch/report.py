@@ -20,10 +20,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from vtriune.monitor.files import replacing, valid_text
+from vtriune.monitor.files import DamagedRun, replacing, valid_text
+from vtriune.monitor.rollouts import read_columns
 from vtriune.monitor.runs import rollout_files
 from vtriune.types import Status, UserError
 from vtriune.watch.app import create_app
@@ -126,7 +125,6 @@ async def _gather(run: Path) -> Report:
             await asyncio.sleep(0.1)
             grid = (await get("/api/grid", {"points": 60})).json()
         grid["run"]["name"] = name
-        bake("/api/grid", {}, _short(grid))
         report.answers[key("/api/runs", {})] = {"root": "this report", "runs": [grid["run"]]}
 
         sources = [row["source"] for row in grid["sources"]]
@@ -150,7 +148,9 @@ async def _gather(run: Path) -> Report:
                         place = {"source": source, "figure": series["figure"], "split": split}
                         bake("/api/series", place, {"series": [_plain(series) | {"run": name}]})
 
-        report.examples = _examples(run, sources)
+        report.examples, problems = _examples(run, sources)
+        grid["problems"] += [one for one in problems if one not in grid["problems"]]
+        bake("/api/grid", {}, _short(grid))
         groups = []
         for example in report.examples:
             place = {name: example[name] for name in ("split", "decoding", "step", "group")}
@@ -188,17 +188,24 @@ def _within(value: int, bounds: range) -> int:
     return max(bounds.start, min(bounds.stop - 1, value))
 
 
-def _examples(run: Path, sources: Iterable[str]) -> list[dict[str, Any]]:
-    """Of every source, of the newest training steps: the best group, the worst and the one of most spread."""
+def _examples(run: Path, sources: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Of every source, of the newest training steps: the best group, the worst and the one of most spread.
+
+    And what is said of files that can't be read.
+    """
+    problems: list[str] = []
     candidates: defaultdict[str, list[_Candidate]] = defaultdict(list)
     files = list(rollout_files(run, "train").values())[::-1][: ROLLOUT_FILES.stop - 1]
     wanted = set(sources) - {"all"}
     for number, path in enumerate(files):
         if number >= ROLLOUT_FILES.start and candidates.keys() >= wanted:
             break
-        for source, candidate in _groups(path):
-            candidates[source].append(candidate)
-    return [
+        try:
+            for source, candidate in _groups(path):
+                candidates[source].append(candidate)
+        except DamagedRun as fault:
+            problems.append(valid_text(str(fault)))
+    examples = [
         {
             "source": source, "why": why, "split": "train", "decoding": "sampled", "step": one.step, "group": one.group,
             "mean": one.mean, "low": min(one.rewards), "high": max(one.rewards),
@@ -206,17 +213,12 @@ def _examples(run: Path, sources: Iterable[str]) -> list[dict[str, Any]]:
         for source in sources
         for why, one in _chosen(candidates[source])
     ]  # fmt: skip
+    return examples, problems
 
 
 def _groups(path: Path) -> list[tuple[str, _Candidate]]:
-    """The groups of a rollout file with a scored answer, each with its source."""
-    columns = ["step", "group", "source", "status", "reward"]
-    try:
-        rows = pq.read_table(path, columns=columns).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: not readable as rollouts ({error}); move it away to do without its examples"
-        ) from error
+    """The groups of a rollout file with a scored answer, each with its source. Raises DamagedRun."""
+    rows = read_columns(path, ["step", "group", "source", "status", "reward"]).to_pylist()
     groups: dict[tuple[str, int, int], list[float]] = {}
     for row in rows:
         if row["status"] == Status.SCORED and row["reward"] is not None:

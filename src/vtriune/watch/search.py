@@ -30,7 +30,7 @@ from vtriune.watch.listing import Stamp
 Sort = Literal["step", "-step", "reward", "-reward", "tokens", "-tokens"]
 """Equal rows are by (step, group, answer, decoding); those without a reward come last either way."""
 
-SEARCH_SECONDS = 0.8
+SEARCH_SECONDS = 0.5
 """After so long a search for text answers with what it has."""
 REMEMBERED_TEXTS = 4
 """Searched texts of which is kept which rows hold them, a byte a row."""

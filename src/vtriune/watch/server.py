@@ -12,6 +12,7 @@ import uvicorn
 
 from vtriune.types import UserError
 from vtriune.watch.app import create_app
+from vtriune.watch.guard import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
@@ -22,7 +23,7 @@ def serve(root: Path, *, host: str = LOOPBACK, port: int, announce: Callable[[st
     Raises:
         UserError: the folder or the address can't be used.
     """
-    app = create_app(root, any_host=host != LOOPBACK)
+    app = create_app(root, any_host=not is_loopback(host))
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)

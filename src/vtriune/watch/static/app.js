@@ -31,7 +31,7 @@ function parse(hash) {
   const [path, query = ""] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   try {
     const [name, ...parts] = path.split("/").map(decodeURIComponent);
-    return { name, parts, query: new URLSearchParams(query), view: VIEWS[name] ?? null };
+    return { name, parts, query: new URLSearchParams(query), view: Object.hasOwn(VIEWS, name) ? VIEWS[name] : null };
   } catch {
     return { name: path, parts: [], query: new URLSearchParams(), view: null }; // a broken escape
   }

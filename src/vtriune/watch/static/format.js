@@ -9,7 +9,7 @@ const DIRECTIONS = {
 export const FIGURES = Object.keys(DIRECTIONS);
 
 /** What a figure measures, for tooltips. */
-export const MEANINGS = {
+const MEANINGS = {
   reward: "mean reward R of the scored answers",
   accuracy: "mean accuracy part of the reward",
   correct: "share of answers that the verifier's own rule calls correct",
@@ -20,11 +20,13 @@ export const MEANINGS = {
   length_incorrect: "mean tokens of incorrect answers",
   entropy: "mean entropy over the tokens, in nats",
   reflection: "share of answers with a reflection word",
-  iou_50: "share of boxes found at IoU 0.5",
+  iou_50: "R_acc of preset paper at IoU 0.5 for detection, share of answers at IoU 0.5 for grounding",
   mean_iou: "mean IoU of boxes with gold",
   unscorable: "share of answers whose sample can't be judged",
   failed: "share of answers where our own side broke",
 };
+
+export const meaning = (figure) => (Object.hasOwn(MEANINGS, figure) ? MEANINGS[figure] : "");
 
 /** About three digits: 0.456, 12.3, 4560, 2.1e-5; a dash for what does not exist. */
 export function number(value) {
@@ -77,7 +79,7 @@ export function change(figure, points) {
   const moved = last - first;
   const least = Math.max(2 * noise, 0.02 * Math.max(Math.abs(first), Math.abs(last)));
   if (Math.abs(moved) <= least) return { arrow: "→", mood: "flat" };
-  const direction = (DIRECTIONS[figure] ?? 0) * Math.sign(moved);
+  const direction = (Object.hasOwn(DIRECTIONS, figure) ? DIRECTIONS[figure] : 0) * Math.sign(moved);
   return { arrow: moved > 0 ? "↗" : "↘", mood: direction > 0 ? "better" : direction < 0 ? "worse" : "moved" };
 }
 

@@ -2,7 +2,7 @@
 
 import { baked, get } from "../api.js";
 import { bdi, figures, h, heads, numbers, to } from "../dom.js";
-import { change, count, MEANINGS, minutes, number, score, when } from "../format.js";
+import { change, count, meaning, minutes, number, score, when } from "../format.js";
 import { dumbbell, sparkline } from "../sparkline.js";
 import { progress, state } from "./runs.js";
 
@@ -18,7 +18,7 @@ export const unfinished = (data) => !baked && data.read.bytes < data.read.of;
 
 export function draw(data) {
   const { run } = data;
-  const alerts = data.sources.flatMap((one) => one.alerts.map((alert) => ({ ...alert, source: one.source })));
+  const alerts = data.sources.flatMap((one) => one.alerts);
   return [
     h("div", { class: "head" },
       h("h1", {}, bdi(run.name)), state(run.state), progress(run, run.total_steps ? run.step / run.total_steps : 0),
@@ -54,7 +54,7 @@ function table(data) {
     h("div", { class: "scroll tall", tabindex: "-1" },
       h("table", { class: "grid" },
         heads("source", ...data.figures.map((figure) =>
-          h("th", { class: "n", title: MEANINGS[figure] ?? "" }, figure.replaceAll("_", " ")))),
+          h("th", { class: "n", title: meaning(figure) }, figure.replaceAll("_", " ")))),
         h("tbody", {}, data.sources.map((one) => row(data, one))))));
 }
 
@@ -73,7 +73,7 @@ function row(data, one) {
       const cell = one.cells[figure];
       if (!cell) return h("td", { class: "n" }, "–");
       const { arrow, mood } = change(figure, cell.points);
-      const marks = one.alerts.filter((alert) => CONCERNS[alert.kind] === figure);
+      const marks = one.alerts.filter((alert) => Object.hasOwn(CONCERNS, alert.kind) && CONCERNS[alert.kind] === figure);
       const course = `${figure}: ${number(cell.first)} → ${number(cell.last)}`;
       return h("td", { class: "n", "data-figure": figure },
         h("a", { class: "cell", tabindex: "-1", href: page({ figure }), title: course },

@@ -3,7 +3,7 @@
 import { baked, get, Refused } from "../api.js";
 import { curves, look, resize } from "../curves.js";
 import { bdi, h, svg, to } from "../dom.js";
-import { FIGURES, MEANINGS, number } from "../format.js";
+import { FIGURES, meaning, number } from "../format.js";
 import { examples } from "./rollouts.js";
 
 const settings = { weight: 0.8, log: false, wanted: "" }; // kept from source to source
@@ -81,7 +81,7 @@ export function draw(data, route) {
 
 function card(data, figure, split) {
   return h("figure", { "data-key": `${split}/${figure}`, "data-own": true, "data-figure": figure, "data-split": split },
-    h("figcaption", {}, h("b", { title: MEANINGS[figure] ?? "" }, bdi(figure.replaceAll("_", " "))),
+    h("figcaption", {}, h("b", { title: meaning(figure) }, bdi(figure.replaceAll("_", " "))),
       h("span", { class: "readout" },
         data.names.map((_, at) => h("span", { class: `line-${at % 6}` })))),
     h("div", { class: "plot", tabindex: "0", role: "img", "aria-label": figure }));
