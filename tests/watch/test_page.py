@@ -129,7 +129,7 @@ def test_alerts_stand_beside_their_source_and_in_words(page: Page, world: Path, 
     shutil.copytree(world / "runs" / "first", tmp_path / "sick")
     alert = {"step": 3, "since": 2, "until": None, "source": "math", "kind": "reward_collapsed", "message": "half <b>"}
     over = {"step": 2, "since": 1, "source": "ocr", "kind": "failed", "message": "5 failed"}
-    gone = alert | {"since": 1, "step": 1, "source": "left", "kind": "constructor", "message": "gone"}
+    gone = alert | {"since": 1, "step": 1, "source": "left", "kind": "unscorable", "message": "gone"}
     lines = [alert, over | {"until": None}, over | {"until": 3}, gone]
     (tmp_path / "sick" / "alerts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with watching(tmp_path) as served:
