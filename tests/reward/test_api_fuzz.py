@@ -36,6 +36,7 @@ ENDPOINTS = (
     "POST /v1/judge",
     "POST /v1/judge/stream",
     "POST /judge",
+    "POST /openrlhf",
 )
 EXAMPLES = {"GET": 3, "POST": 40}
 CHECKS = [
@@ -52,7 +53,9 @@ KNOWN_ERRORS = {400, 404, 405, 413, 422, 429}
 
 @pytest.fixture(scope="module")
 def schema(server: Server) -> Any:
-    return schemathesis.openapi.from_dict(server.http.get("/openapi.json").json())
+    refusals = {"expected-statuses": [*map(str, sorted(KNOWN_ERRORS)), "5xx"]}
+    config = schemathesis.Config.from_dict({"checks": {"negative_data_rejection": refusals}})
+    return schemathesis.openapi.from_dict(server.http.get("/openapi.json").json(), config=config)
 
 
 def test_every_endpoint_is_fuzzed(schema: Any) -> None:
