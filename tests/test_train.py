@@ -32,6 +32,7 @@ from vtriune.curate.puzzlevqa import main
 from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.update import Lesson
+from vtriune.monitor.files import DamagedRun
 from vtriune.monitor.runs import read_alerts
 from vtriune.monitor.trackers.base import PACKAGES, TrackingConfig
 from vtriune.recipe import Recipe, load_recipe
@@ -728,6 +729,20 @@ def test_a_tracker_that_fails_ends_no_training_and_its_failures_are_counted_at_t
         "tensorboard failed, training goes on; later failures are only counted",
         said,
     ]
+
+
+def test_a_run_whose_first_rows_are_damaged_is_shown_as_failed_when_it_can_not_go_on(
+    dots: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(dots(), run, Console(quiet=True))
+    rows = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(b"".join([b'{"step": 0}\n', *rows[1:]]))
+    with pytest.raises(DamagedRun):
+        train(load_recipe(run / "recipe.yaml"), run, Console(quiet=True), resume=True)
+    state = json.loads((run / "run.json").read_text())
+    assert state["state"] == "failed"
+    assert state["error"].startswith("DamagedRun: ")
 
 
 def test_a_tracker_that_is_not_installed_is_said_before_anything_is_read_or_written(

@@ -64,12 +64,15 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             store = RunStore.resume(folder, step=first, threads=threads)
         else:
             store = new_store(folder, recipe, threads=threads, replace=replace)
-        alerts = watched(folder)
         resolved, resumed_at = recipe.model_dump(mode="json"), first if resume else None
-        trackers = open_trackers(recipe.tracking, folder, store.run_id, resolved, resumed_at=resumed_at)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with trackers, store, Bars(*columns, console=console) as bars:
-            _Run(recipe, data, engine, judge, store, trackers, alerts, console, bars).go(first, fresh=not resume)
+        with (
+            store,
+            open_trackers(recipe.tracking, folder, store.run_id, resolved, resumed_at=resumed_at) as trackers,
+            Bars(*columns, console=console) as bars,
+        ):
+            run = _Run(recipe, data, engine, judge, store, trackers, watched(folder), console, bars)
+            run.go(first, fresh=not resume)
 
 
 @dataclass(frozen=True, slots=True)

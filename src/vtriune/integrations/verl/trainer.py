@@ -101,15 +101,17 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             self.config.trainer.val_before_train = False  # the run has its first evaluation
         else:
             self._store = new_store(folder, self.recipe, threads=threads, replace=self.settings.replace)
-        self._alerts = watched(folder)
-        self._trackers = open_trackers(
-            self.recipe.tracking,
-            folder,
-            self._store.run_id,
-            self.recipe.model_dump(mode="json"),
-            resumed_at=first or None,
-        )
-        with self._trackers, self._store:
+        with (
+            self._store,
+            open_trackers(
+                self.recipe.tracking,
+                folder,
+                self._store.run_id,
+                self.recipe.model_dump(mode="json"),
+                resumed_at=first or None,
+            ) as self._trackers,
+        ):
+            self._alerts = watched(folder)
             if not first:
                 for row in self.train_dataset.data.set_aside:
                     self._store.quarantine(0, row.id, row.reason)
