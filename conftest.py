@@ -1,4 +1,4 @@
-"""Which modules pytest does not import for their doctests: those whose engine isn't installed here."""
+"""Which modules pytest does not import for their doctests: those whose engine or tracker isn't installed here."""
 
 from importlib.util import find_spec
 
@@ -8,3 +8,6 @@ if find_spec("verl") is None:
     collect_ignore_glob += [f"src/vtriune/integrations/verl/{name}.py" for name in with_verl]
 if find_spec("swift") is None:
     collect_ignore_glob.append("src/vtriune/integrations/ms_swift.py")
+collect_ignore_glob += [
+    f"src/vtriune/monitor/trackers/{name}.py" for name in ("mlflow", "trackio", "wandb") if find_spec(name) is None
+]

@@ -11,20 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.engine import models, ours
+from benchmarks.engine.work import Cell
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder `benchmarks` is no installed package."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def test_the_large_model_built_narrower_learns_from_a_vocabulary_beyond_its_tokenizer(tmp_path: Path) -> None:
-    from benchmarks.engine import models, ours
-    from benchmarks.engine.work import Cell
-
     models.write_model(tmp_path, models.reduced(models.LARGE), torch.float32, "cpu")
     cell = Cell("ours", str(tmp_path), 140, prompts=2, group=3, new_tokens=5, steps=1, threads=1, checkpointing=True)
     found = ours.measure(cell)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.reward_service import baseline, loads
 
 from vtriune.reward.judge import judge_item
 from vtriune.types import Status
@@ -17,16 +18,8 @@ from vtriune.types import Status
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(autouse=True)
-def from_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder `benchmarks` is no installed package."""
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 @pytest.mark.parametrize("kind", ["math", "detection"])
 def test_the_baseline_gives_the_rewards_of_official_code(kind: str) -> None:
-    from benchmarks.reward_service import baseline, loads
-
     rewards = []
     for case in loads.load(kind, "test", 160):
         given = asyncio.run(baseline.judge(baseline.Payload(**case.released())))["rewards"]
@@ -41,8 +34,6 @@ def test_the_baseline_gives_the_rewards_of_official_code(kind: str) -> None:
 
 
 def test_a_load_is_the_same_for_every_server_and_repeats_math_answers_within_groups_only() -> None:
-    from benchmarks.reward_service import loads
-
     cases = loads.load("mix", "a", 400)
     assert cases == loads.load("mix", "a", 480)[:400]
     assert len({case.response for case in cases}) == 400
@@ -56,8 +47,6 @@ def test_a_load_is_the_same_for_every_server_and_repeats_math_answers_within_gro
 
 
 def test_no_poison_is_longer_than_what_the_judge_reads() -> None:
-    from benchmarks.reward_service import loads
-
     poisons = loads.poisons()
     assert all(len(json.dumps(case.response)) < 450_000 and len(case.response) <= 400_000 for case in poisons.values())
 
