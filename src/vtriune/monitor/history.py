@@ -198,8 +198,8 @@ class History:
                 start = rows[-1].header.end if rows else 0
                 rows.append(_Row(stored, record.offset, record.header, start))
                 at.append(place)
-        # Rows hold measured times. So where the files of two sessions have parted they do not meet again: all rows up to
-        # some one fit, and none after it.
+        # Rows hold measured times, so where the files of two sessions have parted they do not meet again: all rows up
+        # to some one fit, and none after it.
         all_fit = bool(rows) and self._fits(rows[-1])
         fitting = len(rows) if all_fit else bisect.bisect(rows, 0, key=lambda row: not self._fits(row))
         taken = records[: at[fitting - 1] + 1] if fitting else []
