@@ -12,6 +12,7 @@ from vtriune.monitor.alerts import CALM, GRADIENT_STEPS, WINDOW, Alert, Alerts
 HEALTHY = {
     "rollouts": 64.0,
     "groups": 8.0,
+    "scored_groups": 8.0,
     "reward": 0.6,
     "zero_spread": 0.4,
     "truncated": 0.02,
@@ -258,6 +259,15 @@ def test_steps_without_a_source_neither_count_nor_calm() -> None:
     rows = [row(zero_spread=1.0) | other, other, other] * WINDOW
     assert [(alert.source, alert.kind, alert.since) for alert in watch(rows)] == [("math", "no_spread", 1)]
     assert [alert.until for alert in watch([*rows, *[other] * 30])] == [None]
+
+
+def test_groups_without_a_scored_answer_are_none_that_teach_nothing() -> None:
+    broken = row(zero_spread=1.0, groups=8.0, scored_groups=2.0, unscorable=0.04)
+    assert watch([broken] * (WINDOW + 4)) == []  # 20 groups in a window
+    told = row(zero_spread=1.0, groups=8.0, scored_groups=3.0, unscorable=0.04)
+    (alert,) = watch([told] * WINDOW)
+    assert (alert.kind, alert.since) == ("no_spread", 1)
+    assert alert.message.startswith("no group of 30 in 10 steps")
 
 
 def test_figures_of_tasks_are_not_watched() -> None:

@@ -421,6 +421,18 @@ def test_a_run_with_a_hostile_name_is_listed_and_opened(page: Page, world: Path,
         assert page.evaluate("window.ran") is None
 
 
+def test_the_later_of_two_quick_keys_has_the_last_word(page: Page, watch: Watch) -> None:
+    page.goto(f"{watch.url}/#/run/first")
+    expect(page.locator("table.grid")).to_be_visible()
+    page.goto(f"{watch.url}/#/source/first/detection")
+    expect(page.locator("h1")).to_be_visible()
+    page.evaluate(
+        "for (const key of ['Escape', 'r']) document.body.dispatchEvent(new KeyboardEvent('keydown', "
+        "{ key, bubbles: true }))"
+    )
+    expect(page.locator("table.runs tbody tr")).to_have_count(3)
+
+
 def test_everything_can_be_reached_by_keys(page: Page, watch: Watch) -> None:
     page.goto(watch.url)
     expect(page.locator("table.runs tbody tr")).to_have_count(3)

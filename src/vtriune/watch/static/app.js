@@ -57,6 +57,7 @@ async function open() {
     if (stays) main.setAttribute("aria-busy", "true");
     else fresh(h("p", { class: "empty" }, "Loading …"));
   }, 200);
+  waiting.signal.addEventListener("abort", () => clearTimeout(slow)); // another view has been opened meanwhile
   await refresh(true, () => clearTimeout(slow), stays);
   if (document.activeElement === document.body && before)
     (document.getElementById(focused) ?? main).focus({ preventScroll: true });
