@@ -91,6 +91,12 @@ class Curves:
     last: NDArray[np.float32]
     """(k,)"""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays."""
+        arrays = self.steps, self.mean, self.low, self.high, self.first, self.last
+        return sum(array.nbytes for array in arrays)
+
 
 class History:
     """The rows of a run's metrics.jsonl up to byte `covered`, by column.
@@ -142,6 +148,13 @@ class History:
     def names(self, split: RowSplit) -> list[str]:
         """The figures that a row of `split` had so far. Those of metrics hold a `/`; those without one are timing."""
         return list(self._columns[split])
+
+    @property
+    def memory(self) -> int:
+        """Bytes in memory, about: names of figures, steps, and where rows lie; the rows themselves stay in files."""
+        names = sum(map(len, self._columns.values()))
+        steps = sum(map(len, self._steps.values()))
+        return 200 * names + 40 * steps + 200 * sum(map(len, self._segments.values()))
 
     def holds(self) -> bool:
         """Whether what was read is still there; it is not after a resume that cut it off."""
