@@ -304,8 +304,12 @@ def test_the_command_shows_what_a_change_does_per_source(run: Path, vtriune: Cal
     assert (effect["signs_changed"], effect["became_zero"], effect["ceased_to_be_zero"]) == (6, 4, 2)
 
 
-def test_verifiers_of_ones_own_come_from_the_recipe_or_the_command(tmp_path: Path, vtriune: Callable[..., Any]) -> None:
+def test_verifiers_of_ones_own_are_imported_if_the_command_names_them_whatever_the_recipe_says(
+    tmp_path: Path, vtriune: Callable[..., Any]
+) -> None:
     (tmp_path / "my_rewards.py").write_text(
+        "from pathlib import Path\n"
+        "Path('imported').touch()\n"
         "def concise(response: str, gold: str) -> float:\n    return 1 / (1 + len(response))\n"
     )
     for load in ([], ["my_rewards:concise"]):
@@ -317,11 +321,28 @@ def test_verifiers_of_ones_own_come_from_the_recipe_or_the_command(tmp_path: Pat
             sample = Sample("own.parquet#0", "own", "own", (Message("user", "?"),), (), spec)
             own = Group(sample, "user: ?", np.arange(3), (), group.group.rollouts)
             store.write_rollouts(1, [JudgedGroup(own, tuple(verdicts), np.array([0.5, -0.5]))], progress)
-    assert "2 of 2 verdicts agree" in vtriune("rejudge", tmp_path / "run1", cwd=tmp_path).stdout
-    assert (
-        "2 of 2 verdicts agree"
-        in vtriune("rejudge", tmp_path / "run0", "--load", "my_rewards:concise", cwd=tmp_path).stdout
-    )
+    refused = vtriune("rejudge", tmp_path / "run1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "run1/recipe.yaml: reward.load names code to import" in refused.stderr
+    assert refused.stderr.endswith("if you trust it, add --load my_rewards:concise\n")
     unknown = vtriune("rejudge", tmp_path / "run0", cwd=tmp_path)
     assert unknown.returncode == 1
     assert 'verifier "concise" is not registered' in unknown.stdout
+    assert not (tmp_path / "imported").exists()
+    for run in ("run0", "run1"):
+        done = vtriune("rejudge", tmp_path / run, "--load", "my_rewards:concise", cwd=tmp_path)
+        assert "2 of 2 verdicts agree" in done.stdout
+        assert done.stderr.splitlines()[0] == "imports my_rewards:concise"
+
+
+def test_whom_a_run_folder_makes_it_ask_is_said_before_anybody_is_asked(run: Path) -> None:
+    told: list[str] = []
+    recipe = run / "recipe.yaml"
+    recipe.write_text("reward: {remotes: {style: 'http://127.0.0.1:9/style'}}")
+    Rejudging(run, tell=told.append)
+    recipe.write_text("reward: {servers: ['http://127.0.0.1:9']}")
+    Rejudging(run, tell=told.append)
+    assert told == [
+        'asks http://127.0.0.1:9/style about answers of the verifier remote, service "style"',
+        "does not ask http://127.0.0.1:9, which judged in the run: this machine does",
+    ]
