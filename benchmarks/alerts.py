@@ -33,7 +33,7 @@ def told(rng: np.random.Generator, steps: int, prompts: int, reward: float, *, f
         right = rng.random((prompts, G)) < solved[:, None]
         figures = {
             "rollouts": prompts * G,
-            "groups": prompts,
+            "scored_groups": prompts,
             "reward": right.mean(),
             "zero_spread": np.mean(right.all(axis=1) | ~right.any(axis=1)),
             "truncated": (rng.random((prompts, G)) < 0.02).mean(),

@@ -137,6 +137,7 @@ def plain_figures(groups: list[JudgedGroup], words: set[str]) -> dict[str, float
     return figures | {
         "rollouts": len(pairs),
         "groups": len(groups),
+        "scored_groups": sum(any(v.status == "scored" for v in group.verdicts) for group in groups),
         "spurious_tokens": sum(r.spurious_tokens for r, _ in pairs),
         "unscorable_count": sum(v.status == "unscorable" for _, v in pairs),
         "failed_count": sum(v.status == "failed" for _, v in pairs),
@@ -225,7 +226,9 @@ def test_reflecting_answers_are_counted_and_their_correctness_told(judged: Judge
 
 def test_a_group_whose_scored_rewards_are_equal_has_zero_spread(judged: Judged) -> None:
     groups = [judged([0.0, 0.0, FAILED]), judged([0.0, 1.0]), judged([1.0, UNSCORABLE]), judged([FAILED])]
-    assert source_metrics(groups)["math/zero_spread"] == pytest.approx(2 / 3)
+    figures = source_metrics(groups)
+    assert figures["math/zero_spread"] == pytest.approx(2 / 3)
+    assert (figures["math/groups"], figures["math/scored_groups"]) == (4, 3)
 
 
 def test_zero_rewards_with_a_reason_are_a_share_of_the_zero_rewards(judged: Judged, scored: Scored) -> None:

@@ -48,7 +48,7 @@ GRADIENT = 10.0
 GRADIENT_STEPS = 20
 """Steps that a median needs first: warm-up has its own norms."""
 SPREADLESS_GROUPS = 30
-"""Groups of equal rewards: fewer can be chance where half of the groups have no spread."""
+"""Groups with scored answers of equal rewards: fewer can be chance where half of the groups have no spread."""
 
 Kind = Literal[
     "reward_collapsed",
@@ -90,7 +90,7 @@ class Alerts:
     | `incorrect_longer` | mean `length_incorrect` of the window > LONGER x the lowest window's x the growth of `length_correct` since, if it grew | the same |
     | `truncation_rising` | mean `truncated` of the window > the lowest window's + TRUNCATED | the same |
     | `evaluation_fell` | held-out `score` < the best before by more than FELL standard errors of the difference | that step |
-    | `no_spread` | `zero_spread` was 1 in every step of the window, in SPREADLESS_GROUPS groups or more | the first of them |
+    | `no_spread` | `zero_spread` was 1 in every step of the window, in SPREADLESS_GROUPS `scored_groups` or more | the first of them |
     | `failed`, `unscorable` | mean share of the window, steps before the run counting as 0, > LOST | the first above that |
     | `gradient_norm` | some `grad_norm_<part>`, or `grad_norm` in a step without these, > GRADIENT x its median over GRADIENT_STEPS earlier steps or more | that step |
 
@@ -300,10 +300,10 @@ class _NoSpread:
     kind: Kind = "no_spread"
     calm: int = CALM
     groups: deque[_Seen] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    """Numbers of groups of the last steps, all without spread."""
+    """Numbers of groups with a scored answer of the last steps, all without spread."""
 
     def look(self, step: int, figure: _Figure) -> _Finding | None:
-        share, groups, reward = figure("zero_spread"), figure("groups"), figure("reward")
+        share, groups, reward = figure("zero_spread"), figure("scored_groups"), figure("reward")
         if share is None or groups is None or reward is None:
             return None
         if share < 1:

@@ -25,6 +25,7 @@ TASK = "task:"
 FIGURES = {
     "rollouts": "number of answers",
     "groups": "number of prompts",
+    "scored_groups": "number of prompts with a scored answer",
     "reward": "mean of R (eq. 8)",
     "reward_std": "population standard deviation of R",
     "reward_accuracy": "mean of the part a_acc R_acc of R",
@@ -249,6 +250,7 @@ def _numbers(judged: JudgedGroup) -> dict[str, int]:
     finishes = [rollout.finish for rollout in judged.group.rollouts]
     return {
         "groups": 1,
+        "scored_groups": int(Status.SCORED in statuses),
         "rollouts": len(statuses),
         "unscorable_count": statuses.count(Status.UNSCORABLE),
         "failed_count": statuses.count(Status.FAILED),
@@ -258,7 +260,7 @@ def _numbers(judged: JudgedGroup) -> dict[str, int]:
 
 
 def _shares(sums: Counter[str]) -> Figures:
-    counts = ("groups", "rollouts", "unscorable_count", "failed_count", "spurious_tokens")
+    counts = ("groups", "scored_groups", "rollouts", "unscorable_count", "failed_count", "spurious_tokens")
     figures = {name: float(sums[name]) for name in counts}
     if rollouts := sums["rollouts"]:
         figures["unscorable"] = sums["unscorable_count"] / rollouts
