@@ -321,8 +321,8 @@ def rejudge(
 
     Without --set every verdict must be as it is in the log, to the last bit; the first that are not are listed, and
     the exit status is 1, as it is where nothing could be compared. With --set the answers are judged by changed
-    settings, and per source it is shown how rewards, groups without spread and the signs of advantages would have been.
-    Nothing is written.
+    settings, and per source it is shown how rewards, groups without spread and the signs of advantages would have been,
+    the latter of the answers that are scored both times. Nothing is written.
 
     A parameter that is set for all sources leaves verifiers alone that have none of that name.
 

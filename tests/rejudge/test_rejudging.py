@@ -159,6 +159,7 @@ def test_a_changed_threshold_moves_exactly_the_figures_that_follow_from_it(again
     assert sums.after.rewards == 2.25  # mathverify has no threshold
     # The stored failure could be scored now; that it broke then is no effect of the change.
     assert (sums.failed, sums.after, sums.advantages["changed"], sums.became) == (1, sums.before, 0, {})
+    assert (sums.answers, sums.scored_twice) == (4, 3)
     held_out = effects["eval", "boxes"]
     assert held_out.before == held_out.after  # evaluations have a threshold of their own
     everything = effects["train", "all"]
@@ -187,7 +188,10 @@ def test_another_verifier_takes_no_parameters_along_and_what_it_cannot_judge_is_
     boxes = again("boxes:verifier=counting").effects["train", "boxes"]
     assert boxes.became == {"unscorable": 12}
     assert boxes.after == Side()
-    assert boxes.advantages["became_zero"] == 10
+    assert (boxes.scored_twice, sum(boxes.advantages.values())) == (
+        0,
+        0,
+    )  # those that lost their verdict are told above
     (reason,) = boxes.reasons
     assert "gold" in reason
 
@@ -197,6 +201,8 @@ def test_what_was_unscorable_and_is_scored_now_is_counted(run: Path, again: Agai
     boxes = again("boxes:verifier_parm.iou_threshold=0.5").effects["train", "boxes"]
     assert (boxes.became, boxes.reasons) == ({"scored": 1}, {})
     assert (boxes.before.scored, boxes.after.scored, boxes.failed) == (11, 12, 0)
+    # Its advantage was 0 for want of a verdict and is below 0 now: no change of sign, as it had none.
+    assert (boxes.scored_twice, boxes.advantages["ceased_to_be_zero"]) == (11, 0)
 
 
 def test_only_the_steps_and_the_source_that_are_asked_for_are_judged(again: Again) -> None:
@@ -297,11 +303,15 @@ def test_the_command_shows_what_a_change_does_per_source(run: Path, vtriune: Cal
     assert ["boxes", "12", "0.8333", "0.1667", "0.0", "%", "33.3", "%", "50.0", "%", "4", "2", "0", "0", "0"] in cells
     assert ["boxes", "5", "0.8500", "0.8500", "0", "0", "0"] in cells
     assert "1 answers are stored as failed, and so are on neither side" in done.stdout
+    assert "signs: of advantages of the answers that are scored both times" in done.stdout
     told = orjson.loads(vtriune(*arguments, "--json").stdout)
     effect = next(one for one in told["effects"] if (one["split"], one["source"]) == ("train", "boxes"))
     assert effect["mean_reward"] == [10 / 12, 2 / 12]
     assert (effect["groups"], effect["zero_spread_groups"]) == ([3, 3], [0, 1])
     assert (effect["signs_changed"], effect["became_zero"], effect["ceased_to_be_zero"]) == (6, 4, 2)
+    everything = next(one for one in told["effects"] if (one["split"], one["source"]) == ("train", "all"))
+    assert (everything["answers"], everything["scored_twice"], everything["signs_changed"]) == (16, 15, 6)
+    assert next(line for line in cells if line[:2] == ["all", "16"])[8:10] == ["40.0", "%"]  # 6 of 15
 
 
 def test_verifiers_of_ones_own_are_imported_if_the_command_names_them_whatever_the_recipe_says(

@@ -122,8 +122,10 @@ class Effect:
     answers: int = 0
     before: Side = field(default_factory=Side)
     after: Side = field(default_factory=Side)
+    scored_twice: int = 0
+    """Answers that are scored on both sides; only these have an advantage on both."""
     advantages: Counter[str] = field(default_factory=Counter)
-    """How many `changed` their sign (-, 0, +), and of these `became_zero` or `ceased_to_be_zero`."""
+    """How many of them `changed` its sign (-, 0, +), and of these `became_zero` or `ceased_to_be_zero`."""
     became: Counter[str] = field(default_factory=Counter)
     """Verdicts that are `scored`, `unscorable` or `failed` now and were not."""
     failed: int = 0
@@ -137,7 +139,11 @@ class Effect:
         self.failed += sum(row["status"] == Status.FAILED for row in rows)
         self.before.add([row["reward"] for row in rows if row["status"] == Status.SCORED])
         self.after.add([verdict.reward for verdict in now if verdict.reward is not None])
-        before, after = np.sign([row["advantage"] for row in rows]), np.sign(advantages)
+        twice = np.array(
+            [row["status"] == verdict.status == Status.SCORED for row, verdict in zip(rows, now, strict=True)]
+        )
+        self.scored_twice += int(np.count_nonzero(twice))
+        before, after = np.sign([row["advantage"] for row in rows])[twice], np.sign(advantages)[twice]
         for name, which in (
             ("changed", before != after),
             ("became_zero", (before != 0) & (after == 0)),
