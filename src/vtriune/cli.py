@@ -475,8 +475,9 @@ def report(
 ) -> None:
     """Write a run as one HTML file to send to a colleague: tables, curves, and examples with their pictures.
 
-    It opens in any browser without a server or a network. Pictures and answers are inside: send it only to those who
-    may see the data. What a run folder makes it open is what it makes `vtriune watch` open.
+    Examples are groups of training, and held-out samples with the first and the last answer to each. The file opens in
+    any browser without a server or a network. Pictures and answers are inside: send it only to those who may see the
+    data. What a run folder makes it open is what it makes `vtriune watch` open.
 
     [bold]vtriune report runs/demo[/bold]
     [bold]vtriune report runs/demo demo.html[/bold]

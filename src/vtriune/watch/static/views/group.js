@@ -38,7 +38,8 @@ export function draw(data, route) {
       h("span", { class: "note" },
         bdi(data.task), ` · step ${count(data.step)} · group ${data.group + 1} of ${data.groups}`,
         ` · ${data.split === "train" ? "training" : "held out"}, ${data.decoding}`),
-      !baked && h("span", { class: "links" }, neighbour(route, data, -1), neighbour(route, data, 1))),
+      h("span", { class: "links" },
+        baked ? otherTime(data) : [neighbour(route, data, -1), neighbour(route, data, 1)])),
     h("div", { class: "group" },
       h("section", { class: "asked" },
         pictures(data),
@@ -66,6 +67,15 @@ function neighbour(route, data, by) {
   const inside = data.group + by >= 0 && data.group + by < data.groups;
   const text = by < 0 ? "‹ previous group" : "next group ›";
   return inside ? h("a", { href, id: by < 0 ? "previous" : "next" }, text) : h("span", { class: "note" }, text);
+}
+
+/** In a report, from a held-out sample's first answer to its last, and back. */
+function otherTime(data) {
+  const names = ["split", "decoding", "step", "group"];
+  const pairs = baked.examples.flatMap((one) => (one.first ? [[one, one.first], [one.first, one]] : []));
+  const [, other] = pairs.find(([here]) => names.every((name) => here[name] === data[name])) ?? [];
+  const href = other && to(["group", baked.run, ...names.map((name) => other[name])]);
+  return other && h("a", { href, id: "other-time" }, `the same sample after ${count(other.step)} steps`);
 }
 
 const beside = (route, group) => to(["group", ...route.parts.slice(0, 4), group]);
