@@ -25,6 +25,7 @@ import torch
 import yaml
 from rich.console import Console
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 from tests.conftest import StartServer, children, judge_workers
 from tests.strange_servers import garbage, strange_server
 
@@ -267,6 +268,10 @@ def test_answers_that_no_server_judges_are_masked_and_counted_and_never_0(
     for alert in told:
         assert rows[alert.since][f"{alert.source}/failed_count"] > 0
         assert f"! {alert.source}: failed since step {alert.since}: " in output
+    shown = EventAccumulator(str(tmp_path / "run" / "tensorboard" / "train"))
+    shown.Reload()
+    for alert in told:
+        assert shown.Scalars(f"alert/{alert.source}/failed")[0].value == 1
     assert rows[STEPS]["all/failed_count"] == 0
 
 

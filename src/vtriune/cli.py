@@ -321,10 +321,14 @@ def rejudge(
 
     Without --set every verdict must be as it is in the log, to the last bit; the first that are not are listed, and
     the exit status is 1, as it is where nothing could be compared. With --set the answers are judged by changed
-    settings, and per source it is shown how rewards, groups without spread and the signs of advantages would have been.
-    Nothing is written.
+    settings, and per source it is shown how rewards, groups without spread and the signs of advantages would have been,
+    the latter of the answers that are scored both times. Nothing is written.
 
     A parameter that is set for all sources leaves verifiers alone that have none of that name.
+
+    Of a run folder that somebody sent: verifiers of its recipe's reward.load are code, imported only if --load names
+    them again; services in its reward.remotes are sent the answers that the verifier `remote` judges. What is imported
+    and who is asked is said before.
 
     [bold]vtriune rejudge runs/demo[/bold]
     [bold]vtriune rejudge runs/demo --set verifier_parm.iou_threshold=0.5[/bold]
@@ -334,14 +338,23 @@ def rejudge(
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
     from rich.progress import Progress as Bars  # noqa: PLC0415
 
+    from vtriune.monitor.table import plain  # noqa: PLC0415
     from vtriune.rejudge import table  # noqa: PLC0415
     from vtriune.rejudge.changes import Change  # noqa: PLC0415
     from vtriune.rejudge.rejudging import Rejudging, read_steps  # noqa: PLC0415
 
     read = [Change.read(text) for text in changes or ()]
-    again = Rejudging(run, read, steps=None if steps is None else read_steps(steps), source=source, load=load or ())
+    errors = Console(stderr=True)
+    again = Rejudging(
+        run,
+        read,
+        steps=None if steps is None else read_steps(steps),
+        source=source,
+        load=load or (),
+        tell=lambda line: errors.print(plain(line), soft_wrap=True),
+    )
     columns = TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with again.open_judge() as judges, Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with again.open_judge() as judges, Bars(*columns, console=errors, transient=True) as bars:
         bar = bars.add_task("", total=again.total)
         result = again.run(judges, lambda count: bars.advance(bar, count))
     if as_json:
@@ -441,6 +454,10 @@ def watch(
 
     Serves a page of this machine's own: nothing is loaded from elsewhere, nothing is changed. Ctrl-C ends it.
 
+    Of a run folder that somebody sent nothing is imported or run. For the pictures of its answers the data files are
+    opened that its recipe names (base and the paths in data), wherever they lie, and these may name any picture file
+    that you may read; whoever sees the page sees them.
+
     [bold]vtriune watch[/bold]
     [bold]vtriune watch runs/demo --port 0[/bold]
     """
@@ -458,8 +475,9 @@ def report(
 ) -> None:
     """Write a run as one HTML file to send to a colleague: tables, curves, and examples with their pictures.
 
-    It opens in any browser without a server or a network. Pictures and answers are inside: send it only to those who
-    may see the data.
+    Examples are groups of training, and held-out samples with the first and the last answer to each. The file opens in
+    any browser without a server or a network. Pictures and answers are inside: send it only to those who may see the
+    data. What a run folder makes it open is what it makes `vtriune watch` open.
 
     [bold]vtriune report runs/demo[/bold]
     [bold]vtriune report runs/demo demo.html[/bold]

@@ -186,8 +186,9 @@ class _Run:
     ) -> None:
         """Store figures, show them, and tell what fell ill or recovered by them."""
         self.store.log(step, split, figures, timing)
-        self.trackers.write(step, split, figures)
-        for alert in self.alerts.update(step, split, figures):
+        changes = self.alerts.update(step, split, figures)
+        self.trackers.write(step, split, figures | self.alerts.figures(split, changes))
+        for alert in changes:
             self.store.alert(step, alert)
             self.console.print(alert_line(alert), soft_wrap=True)
 

@@ -66,10 +66,10 @@ def test_figures_that_do_not_change_are_no_alarm(
     assert watch([{"math/rollouts": 8.0, "math/score": 100 * reward, "math/score_se": entropy}] * 9, "eval") == []
 
 
-@given(seed=st.integers(0, 999))
-def test_noise_is_no_alarm(seed: int) -> None:
-    rng = random.Random(seed)
-    assert watch([noisy(rng, row() | NORMS, 0.4) for _ in range(300)]) == []
+def test_noise_is_an_alarm_in_fewer_than_one_run_of_fifty() -> None:
+    rngs = map(random.Random, range(200))
+    told = [bool(watch([noisy(rng, row() | NORMS, 0.4) for _ in range(300)])) for rng in rngs]
+    assert sum(told) < 4
 
 
 @given(seed=st.integers(0, 99))

@@ -159,6 +159,7 @@ def test_a_changed_threshold_moves_exactly_the_figures_that_follow_from_it(again
     assert sums.after.rewards == 2.25  # mathverify has no threshold
     # The stored failure could be scored now; that it broke then is no effect of the change.
     assert (sums.failed, sums.after, sums.advantages["changed"], sums.became) == (1, sums.before, 0, {})
+    assert (sums.answers, sums.scored_twice) == (4, 3)
     held_out = effects["eval", "boxes"]
     assert held_out.before == held_out.after  # evaluations have a threshold of their own
     everything = effects["train", "all"]
@@ -187,7 +188,10 @@ def test_another_verifier_takes_no_parameters_along_and_what_it_cannot_judge_is_
     boxes = again("boxes:verifier=counting").effects["train", "boxes"]
     assert boxes.became == {"unscorable": 12}
     assert boxes.after == Side()
-    assert boxes.advantages["became_zero"] == 10
+    assert (boxes.scored_twice, sum(boxes.advantages.values())) == (
+        0,
+        0,
+    )  # those that lost their verdict are told above
     (reason,) = boxes.reasons
     assert "gold" in reason
 
@@ -197,6 +201,8 @@ def test_what_was_unscorable_and_is_scored_now_is_counted(run: Path, again: Agai
     boxes = again("boxes:verifier_parm.iou_threshold=0.5").effects["train", "boxes"]
     assert (boxes.became, boxes.reasons) == ({"scored": 1}, {})
     assert (boxes.before.scored, boxes.after.scored, boxes.failed) == (11, 12, 0)
+    # Its advantage was 0 for want of a verdict and is below 0 now: no change of sign, as it had none.
+    assert (boxes.scored_twice, boxes.advantages["ceased_to_be_zero"]) == (11, 0)
 
 
 def test_only_the_steps_and_the_source_that_are_asked_for_are_judged(again: Again) -> None:
@@ -297,15 +303,23 @@ def test_the_command_shows_what_a_change_does_per_source(run: Path, vtriune: Cal
     assert ["boxes", "12", "0.8333", "0.1667", "0.0", "%", "33.3", "%", "50.0", "%", "4", "2", "0", "0", "0"] in cells
     assert ["boxes", "5", "0.8500", "0.8500", "0", "0", "0"] in cells
     assert "1 answers are stored as failed, and so are on neither side" in done.stdout
+    assert "signs: of advantages of the answers that are scored both times" in done.stdout
     told = orjson.loads(vtriune(*arguments, "--json").stdout)
     effect = next(one for one in told["effects"] if (one["split"], one["source"]) == ("train", "boxes"))
     assert effect["mean_reward"] == [10 / 12, 2 / 12]
     assert (effect["groups"], effect["zero_spread_groups"]) == ([3, 3], [0, 1])
     assert (effect["signs_changed"], effect["became_zero"], effect["ceased_to_be_zero"]) == (6, 4, 2)
+    everything = next(one for one in told["effects"] if (one["split"], one["source"]) == ("train", "all"))
+    assert (everything["answers"], everything["scored_twice"], everything["signs_changed"]) == (16, 15, 6)
+    assert next(line for line in cells if line[:2] == ["all", "16"])[8:10] == ["40.0", "%"]  # 6 of 15
 
 
-def test_verifiers_of_ones_own_come_from_the_recipe_or_the_command(tmp_path: Path, vtriune: Callable[..., Any]) -> None:
+def test_verifiers_of_ones_own_are_imported_if_the_command_names_them_whatever_the_recipe_says(
+    tmp_path: Path, vtriune: Callable[..., Any]
+) -> None:
     (tmp_path / "my_rewards.py").write_text(
+        "from pathlib import Path\n"
+        "Path('imported').touch()\n"
         "def concise(response: str, gold: str) -> float:\n    return 1 / (1 + len(response))\n"
     )
     for load in ([], ["my_rewards:concise"]):
@@ -317,11 +331,28 @@ def test_verifiers_of_ones_own_come_from_the_recipe_or_the_command(tmp_path: Pat
             sample = Sample("own.parquet#0", "own", "own", (Message("user", "?"),), (), spec)
             own = Group(sample, "user: ?", np.arange(3), (), group.group.rollouts)
             store.write_rollouts(1, [JudgedGroup(own, tuple(verdicts), np.array([0.5, -0.5]))], progress)
-    assert "2 of 2 verdicts agree" in vtriune("rejudge", tmp_path / "run1", cwd=tmp_path).stdout
-    assert (
-        "2 of 2 verdicts agree"
-        in vtriune("rejudge", tmp_path / "run0", "--load", "my_rewards:concise", cwd=tmp_path).stdout
-    )
+    refused = vtriune("rejudge", tmp_path / "run1", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "run1/recipe.yaml: reward.load names code to import" in refused.stderr
+    assert refused.stderr.endswith("if you trust it, add --load my_rewards:concise\n")
     unknown = vtriune("rejudge", tmp_path / "run0", cwd=tmp_path)
     assert unknown.returncode == 1
     assert 'verifier "concise" is not registered' in unknown.stdout
+    assert not (tmp_path / "imported").exists()
+    for run in ("run0", "run1"):
+        done = vtriune("rejudge", tmp_path / run, "--load", "my_rewards:concise", cwd=tmp_path)
+        assert "2 of 2 verdicts agree" in done.stdout
+        assert done.stderr.splitlines()[0] == "imports my_rewards:concise"
+
+
+def test_whom_a_run_folder_makes_it_ask_is_said_before_anybody_is_asked(run: Path) -> None:
+    told: list[str] = []
+    recipe = run / "recipe.yaml"
+    recipe.write_text("reward: {remotes: {style: 'http://127.0.0.1:9/style'}}")
+    Rejudging(run, tell=told.append)
+    recipe.write_text("reward: {servers: ['http://127.0.0.1:9']}")
+    Rejudging(run, tell=told.append)
+    assert told == [
+        'asks http://127.0.0.1:9/style about answers of the verifier remote, service "style"',
+        "does not ask http://127.0.0.1:9, which judged in the run: this machine does",
+    ]

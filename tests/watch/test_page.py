@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import pyarrow.parquet as pq
@@ -16,11 +17,15 @@ from playwright.sync_api import Locator, Page, expect
 from tests.watch.conftest import HOSTILE
 from tests.watch.worlds import ANSWERS, Watch, Writer, watching
 
+from vtriune.data.schema import write_rows
 from vtriune.monitor.evaluation import gain, on_shared_prompts
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import read_metrics
 from vtriune.monitor.store import RunStore
+from vtriune.playground.dataset import to_row
+from vtriune.playground.tasks import draw_problem
 from vtriune.reward.pool import JudgePool
+from vtriune.types import Split
 
 expect.set_options(timeout=120_000)
 
@@ -384,6 +389,38 @@ def test_a_picture_that_is_gone_says_so_in_its_place(page: Page, world: Path, ju
         page.goto(f"{served.url}/#/group/run/train/sampled/1/0")
         expect(page.locator(".picture .empty")).to_contain_text("parquet")
         expect(page.locator("article")).to_have_count(ANSWERS)
+
+
+def test_masks_lie_on_the_picture_in_both_colours_with_their_iou(page: Page, judge: JudgePool, tmp_path: Path) -> None:
+    # Gold is the left half as polygons, the answer the left quarter and more below the middle as RLE.
+    gold = "[[0, 0, 56, 0, 56, 112, 0, 112]]"
+    answer = '<answer>{"size": [112, 112], "counts": [0, 3136, ' + "56, 56, " * 28 + "6272]}</answer>"
+    split: Split
+    for split in get_args(Split):
+        row = to_row(draw_problem(random.Random(0), "detection", rare=False, split=split), "masks")
+        row["reward_model"] |= {"ground_truth": gold, "verifier": "mask", "verifier_parm": {}}
+        (tmp_path / "data" / split).mkdir(parents=True)
+        write_rows([row], tmp_path / "data" / split / "masks.parquet")
+    with Writer(tmp_path / "run", tmp_path / "data", judge, texts=[answer]) as writer:
+        writer.step(1)
+    with watching(tmp_path) as served:
+        page.goto(f"{served.url}/#/group/run/train/sampled/1/0?answer=1")
+        expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
+        wanted, found = (page.locator(f".picture g.{kind}").filter(visible=True) for kind in ("gold", "answered"))
+        expect(found.locator("text")).to_have_text("IoU 0.75")
+        assert page.locator(".picture svg").bounding_box() == page.locator(".picture img").bounding_box()
+        box = "path => { const { x, y, width, height } = path.getBBox(); return [x, y, width, height]; }"
+        for mask in (wanted, found):
+            assert mask.locator("path.mask").evaluate(box) == [0, 0, 500, 1000]
+        colours = [
+            mask.locator("path.mask").evaluate("path => [getComputedStyle(path).fill, getComputedStyle(path).stroke]")
+            for mask in (wanted, found)
+        ]
+        assert colours[0] != colours[1]
+        assert all(fill.endswith("0.25)") and stroke.startswith("rgb(") for fill, stroke in colours)
+        inside = "path => [[200, 100], [400, 100], [400, 900]].map(([x, y]) => path.isPointInFill(new DOMPoint(x, y)))"
+        assert wanted.locator("path.mask").evaluate(inside) == [True, True, True]
+        assert found.locator("path.mask").evaluate(inside) == [True, False, True]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=["markup", "direction", "long"])

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, expect
+from tests.monitor.conftest import judged
 from tests.watch.conftest import HOSTILE
 from tests.watch.worlds import ANSWERS, Writer, watching
 
 from vtriune.monitor.store import RunStore
 from vtriune.reward.pool import JudgePool
-from vtriune.types import UserError
+from vtriune.types import Progress, UserError
 from vtriune.watch import onefile, report
 from vtriune.watch.onefile import one_file
 from vtriune.watch.report import write_report
@@ -68,7 +70,7 @@ def test_every_source_has_examples_with_their_pictures_and_answers(offline: Page
     page = offline
     page.goto(f"{written.as_uri()}#/rollouts/first")
     rows = page.locator("table.rollouts tbody tr")
-    expect(rows).to_have_count(3 * 16)
+    expect(rows).to_have_count(3 * 16 + 16)  # held out there is one sample of each
     for why in ("best", "worst", "most spread"):
         page.goto(f"{written.as_uri()}#/source/first/detection")
         page.get_by_role("link", name=why).click()
@@ -89,6 +91,50 @@ def test_the_examples_are_the_best_the_worst_and_the_most_spread(world: Path) ->
             assert example["mean"] == max(means.values())
         if example["why"] == "worst":
             assert example["mean"] == min(means.values())
+
+
+def test_held_out_samples_have_their_first_and_last_answer(offline: Page, world: Path, written: Path) -> None:
+    page, run = offline, world / "runs" / "first"
+    stored = [pq.read_table(run / "rollouts" / f"eval-{step:06d}.parquet").to_pylist() for step in (0, 4)]
+    before, after = (
+        next(row for row in rows if (row["decoding"], row["source"]) == ("greedy", "counting")) for rows in stored
+    )
+    assert before["sample_id"] == after["sample_id"]
+    page.goto(f"{written.as_uri()}#/source/first/counting")
+    row = page.locator("table.heldout tbody tr")
+    expect(row).to_have_count(1)
+    for answer, steps in ((before, 0), (after, 4)):
+        expect(row).to_contain_text(re.compile(rf"{answer['accuracy']:g}(\.\d*)? after {steps} steps"))
+    row.get_by_role("link", name="after 0 steps").click()
+    for answer, other in ((before, "the same sample after 4 steps"), (after, "the same sample after 0 steps")):
+        expect(page.locator("article")).to_have_count(1)
+        expect(page.locator("article pre").last).to_have_text(answer["response"].partition("</think>")[2].strip())
+        expect(page.locator(".picture img")).to_have_js_property("naturalWidth", 112)
+        page.get_by_role("link", name=other).click()
+
+
+def test_of_a_source_the_samples_that_gained_and_lost_most_are_shown(tmp_path: Path) -> None:
+    first, last = {"a": 0.0, "b": 1.0, "c": 0.5, "gone": 0.0}, {"a": 0.75, "b": 0.5, "c": 0.5, "new": 1.0}
+    with RunStore.create(tmp_path, recipe={}, total_steps=2, threads=1) as store:
+        for step, values in ((0, first), (1, dict.fromkeys(first, 0.25)), (2, last)):
+            greedy = [judged([values[name]], sample_id=name) for name in sorted(values)]
+            store.write_evaluation(step, [], greedy, Progress(step, 2, "test"))
+    (gained, lost), problems = report._held_out(tmp_path, ["math"])
+    assert problems == []
+    assert (gained["why"], gained["first"]["mean"], gained["mean"]) == ("most gained", 0.0, 0.75)
+    assert (lost["why"], lost["first"]["mean"], lost["mean"]) == ("most lost", 1.0, 0.5)
+    assert [(one["step"], one["group"]) for one in (lost["first"], lost)] == [(0, 1), (2, 1)]
+
+
+def test_shapes_have_their_room_and_what_is_left_out_is_said(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: Page
+) -> None:
+    monkeypatch.setattr(report, "SHAPES", 1)
+    write_report(world / "runs" / "first", tmp_path / "small.html")
+    offline.goto(f"{(tmp_path / 'small.html').as_uri()}#/source/first/detection")
+    offline.get_by_role("link", name="best").click()
+    expect(offline.get_by_text("the shapes were left out of the report")).to_be_visible()
+    assert offline.locator(".picture g").count() == 0
 
 
 @pytest.mark.parametrize("text", HOSTILE[:2], ids=["markup", "direction"])
@@ -116,7 +162,7 @@ def test_long_answers_keep_their_beginning_and_pictures_their_room(
     monkeypatch.setattr(report, "CHARACTERS", 0)
     monkeypatch.setattr(report, "PICTURES", 1)
     said = write_report(world / "runs" / "first", tmp_path / "small.html")
-    assert said.endswith(" 48 example groups, 1 pictures")
+    assert said.endswith(" 80 example groups, 1 pictures")
     assert "a" * 301 not in (tmp_path / "small.html").read_text()
     offline.goto(f"{(tmp_path / 'small.html').as_uri()}#/source/first/science")
     offline.get_by_role("link", name="best").click()
@@ -163,7 +209,7 @@ def test_a_damaged_rollout_file_is_named_and_the_others_give_examples(
     shutil.copytree(world / "runs" / "first", tmp_path / "hurt")
     path = max((tmp_path / "hurt" / "rollouts").glob("step-*.parquet"))
     path.write_bytes(b"PAR1")
-    assert " 48 example groups" in write_report(tmp_path / "hurt", tmp_path / "hurt.html")
+    assert " 80 example groups" in write_report(tmp_path / "hurt", tmp_path / "hurt.html")
     offline.goto((tmp_path / "hurt.html").as_uri())
     expect(offline.get_by_role("alert").filter(has_text=path.name)).to_contain_text("not readable as rollouts")
 
@@ -179,7 +225,7 @@ def test_a_run_without_a_step_has_a_report_too(offline: Page, tmp_path: Path) ->
 def test_the_command_writes_the_file_and_says_what_is_in_it(vtriune: Vtriune, world: Path, tmp_path: Path) -> None:
     done = vtriune("report", world / "runs" / "first", cwd=tmp_path)
     assert done.returncode == 0
-    assert re.fullmatch(r"first-report\.html: \d\.\d MB, 48 example groups, 48 pictures\n", done.stdout)
+    assert re.fullmatch(r"first-report\.html: \d\.\d MB, 80 example groups, 32 pictures\n", done.stdout)
     assert (tmp_path / "first-report.html").stat().st_size < 4e6
     assert "no such folder" in vtriune("report", tmp_path / "none").stderr
     assert vtriune("report", tmp_path / "none").returncode == 2

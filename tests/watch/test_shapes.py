@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -11,11 +12,13 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pycocotools import mask as coco
 
 from vtriune.data.boxes import BoxSpace, from_relative
 from vtriune.reward.judge import MAX_CHARACTERS, JudgeItem, judge_item
 from vtriune.types import ImageSize, Progress, RewardSpec, Status
-from vtriune.watch.shapes import MAX_CORNERS, MAX_SHAPES, OUTSIDE, Drawing, Shape, draw
+from vtriune.watch.outlines import MAX_CORNERS
+from vtriune.watch.shapes import MAX_SHAPES, OUTSIDE, Drawing, Shape, draw
 
 SIZE = ImageSize((640, 480), (644, 476))
 TEST = Progress(0, 1, "test")
@@ -95,17 +98,48 @@ def test_points_are_drawn_with_their_targets_and_the_circle_that_counts() -> Non
     assert drawn("pointing", "[100, 100, 200, 150]", "(120, 150)").gold == [Shape("box", "", (0.1, 0.1, 0.2, 0.15))]
 
 
-def test_polygons_are_drawn_and_run_lengths_are_not_and_say_so() -> None:
-    polygon, relative = "[[0, 0, 320, 0, 320, 480]]", "[[0, 0, 500, 0, 500, 1000], [0, 0, 1, 0, 1, 1]]"
-    drawing = drawn("mask", polygon, f"<answer>{relative}</answer>")
-    assert drawing.gold == [Shape("polygon", "", (0, 0, 0.5, 0, 0.5, 1))]
-    assert [shape.xy for shape in drawing.answers[0]] == [(0, 0, 0.5, 0, 0.5, 1), (0, 0, 0.001, 0, 0.001, 0.001)]
+Mask = tuple[int, int, int, int]
+"""A rectangle in pixels of a picture of 64 x 48: left, top, right, bottom."""
+Masks = st.tuples(st.integers(0, 31), st.integers(0, 23), st.integers(32, 64), st.integers(24, 48))
+
+
+def polygon(mask: Mask) -> str:
+    left, top, right, bottom = mask
+    return str([[left, top, right, top, right, bottom, left, bottom]])
+
+
+def run_lengths(mask: Mask) -> str:
+    left, top, right, bottom = mask
+    covered = np.zeros((48, 64), np.uint8, order="F")
+    covered[top:bottom, left:right] = 1
+    return str({"size": [48, 64], "counts": coco.encode(covered)["counts"].decode()}).replace("'", '"')
+
+
+@given(Masks, Masks, st.sampled_from([polygon, run_lengths]), st.sampled_from([polygon, run_lengths]))
+def test_masks_are_drawn_as_they_were_judged_however_they_are_written(
+    gold: Mask, answer: Mask, write_gold: Callable[[Mask], str], write: Callable[[Mask], str]
+) -> None:
+    spec = RewardSpec("mask", write_gold(gold), parameters={"answer_space": "absolute_original"})
+    size = ImageSize((64, 48), (64, 48))
+    drawing = draw(spec, [size], [f"<answer>{write(answer)}</answer>"])
+    verdict = judge_item(JudgeItem(f"<answer>{write(answer)}</answer>", spec, TEST, (size,)))
+    ((wanted,), ((found,),)) = drawing.gold, drawing.answers
+    for shape, (left, top, right, bottom) in ((wanted, gold), (found, answer)):
+        assert (shape.kind, shape.xy) == ("mask", (left / 64, top / 48, right / 64, bottom / 48))
+        assert {shape.rings[0][place : place + 2] for place in range(0, 8, 2)} == {
+            (x / 64, y / 48) for x in (left, right) for y in (top, bottom)
+        }
+    assert (wanted.iou, found.iou) == (None, verdict.report["iou"])  # to the last bit
     assert drawing.note == ""
-    rle = '{"size": [480, 640], "counts": [0, 4800, 302400]}'
-    drawing = drawn("mask", rle, relative)
-    assert (drawing.gold, len(drawing.answers[0])) == ([], 2)
-    assert drawing.note == "masks as run lengths (RLE) are not drawn"
-    assert drawn("mask", polygon, "no mask at all").answers == [[]]
+
+
+def test_a_mask_has_as_many_outlines_as_parts_and_holes_and_none_is_drawn_of_what_covers_nothing() -> None:
+    gold = "[[0, 0, 320, 0, 320, 480, 0, 480], [400, 0, 500, 0, 500, 100, 400, 100]]"
+    hole = f"{{'size': [480, 640], 'counts': [0, 48100{', 280, 200' * 99}, 280, 211300]}}"
+    drawing = drawn("mask", gold, f"<answer>{hole}</answer>")
+    assert [len(shape.rings) for shape in (*drawing.gold, *drawing.answers[0])] == [2, 2]
+    for nothing in ("no mask at all", "[[7, 7, 7, 7, 7, 7]]", "{'size': [480, 640], 'counts': [307200]}"):
+        assert drawn("mask", gold, nothing).answers == [[]]
 
 
 def test_of_a_composite_the_first_part_with_shapes_is_drawn() -> None:
@@ -139,7 +173,7 @@ def test_of_a_composite_the_first_part_with_shapes_is_drawn() -> None:
             [ImageSize((0, 0), (0, 0))],
             "boxes in absolute_resized need a picture with an area",
         ),
-        (RewardSpec("mask", "no"), [SIZE], ""),
+        (RewardSpec("mask", "no"), [SIZE], "gold 'no': no mask found"),
         (RewardSpec("detection", "x" * (MAX_CHARACTERS + 1)), [SIZE], "ground_truth is longer than"),
     ],
 )
@@ -156,9 +190,11 @@ def test_shapes_and_corners_are_bounded_and_the_note_says_so() -> None:
     assert (len(drawing.gold), len(drawing.answers[0])) == (MAX_SHAPES, MAX_SHAPES)
     assert drawing.note == f"the first {MAX_SHAPES} of 900 shapes are drawn"
     assert all(shape.iou == 1 for shape in drawing.answers[0])
-    outline = ", ".join(f"{n % 640}, {n % 480}" for n in range(9 * MAX_CORNERS))
-    mask = drawn("mask", f"[[{outline}]]", f"[[{outline}]]")
-    assert len(mask.gold[0].xy) <= 2 * MAX_CORNERS
+    combs = [f"{n}, 0, {n}, 400, {n + 1}, 400, {n + 1}, 0" for n in range(0, 200, 2)]
+    comb = f"[[{', '.join(combs)}]]"
+    mask = drawn("mask", comb, comb, answer_space="absolute_original")
+    for shape in (*mask.gold, *mask.answers[0]):
+        assert 0 < sum(map(len, shape.rings)) <= 2 * MAX_CORNERS
     ((far,),) = drawn("grounding", "[0, 0, 1, 1]", "[-1e99, 0, 1e99, 1]").answers
     assert list(far.xy) == [-OUTSIDE, 0, 1 + OUTSIDE, 0.001]
     assert drawn("grounding", "[0, 0, 1, 1]", " " * MAX_CHARACTERS + "[0, 0, 1, 1]").answers == [[]]
@@ -181,4 +217,5 @@ def test_hostile_answers_draw_something_finite_or_nothing(verifier: str, piece: 
     drawing = drawn(verifier, gold, answer)
     spec = RewardSpec(verifier, gold)
     assert judge_item(JudgeItem(answer, spec, TEST, (SIZE,))).status is Status.SCORED
-    assert all(map(math.isfinite, (number for shape in drawing.answers[0] for number in shape.xy)))
+    for shape in drawing.answers[0]:
+        assert all(map(math.isfinite, (*shape.xy, *(number for ring in shape.rings for number in ring))))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal, NamedTuple, Protocol, get_args
@@ -119,6 +119,14 @@ class Alerts:
                 if change := watch.update(step, metrics):
                     changes.append(change)
         return changes
+
+    def figures(self, split: Literal["train", "eval"], changes: Iterable[Alert]) -> dict[str, float]:
+        """For trackers, which know figures only: `<source>/<kind>/alert` is 1 in each row of `split` while an alert
+        lasts, and 0 in the one that ended it. `changes`: what `update` returned of the row.
+        """
+        ended = {f"{alert.source}/{alert.kind}/alert": 0.0 for alert in changes if alert.until is not None}
+        watches = (watch for (_, of), own in self._watched.items() if of == split for watch in own)
+        return ended | {f"{one.source}/{one.rule.kind}/alert": 1.0 for one in watches if one.alert}
 
     @property
     def open(self) -> list[Alert]:

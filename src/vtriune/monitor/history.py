@@ -37,7 +37,8 @@ FILE = "history.bin"
 
 _HEADER = struct.Struct("<4sIqqII")
 _NAMES, _ROW = b"name", b"row "
-_BLOCK = 4 << 20
+_BLOCK = 1 << 20
+"""Bytes of file that are looked at at a time: what is computed of them stays in the processor's cache."""
 
 
 class _Header(NamedTuple):
@@ -91,6 +92,12 @@ class Curves:
     last: NDArray[np.float32]
     """(k,)"""
 
+    @property
+    def nbytes(self) -> int:
+        """Of all arrays."""
+        arrays = self.steps, self.mean, self.low, self.high, self.first, self.last
+        return sum(array.nbytes for array in arrays)
+
 
 class History:
     """The rows of a run's metrics.jsonl up to byte `covered`, by column.
@@ -143,6 +150,13 @@ class History:
         """The figures that a row of `split` had so far. Those of metrics hold a `/`; those without one are timing."""
         return list(self._columns[split])
 
+    @property
+    def memory(self) -> int:
+        """Bytes in memory, about: names of figures, steps, and where rows lie; the rows themselves stay in files."""
+        names = sum(map(len, self._columns.values()))
+        steps = sum(map(len, self._steps.values()))
+        return 200 * names + 40 * steps + 200 * sum(map(len, self._segments.values()))
+
     def holds(self) -> bool:
         """Whether what was read is still there; it is not after a resume that cut it off."""
         return self._last is None or self._fits(self._last)
@@ -178,12 +192,14 @@ class History:
         for at, block in _blocks(segments, [self._columns[split].get(name, -1) for name in names]):
             there = np.isfinite(block)  # beyond float32 is as good as absent
             block[~there] = np.nan
-            here = slice(np.searchsorted(edges, at, "right") - 1, np.searchsorted(edges, at + len(block)))
-            starts = np.maximum(edges[here] - at, 0)
-            total[here] += np.add.reduceat(np.where(there, block, 0), starts, axis=0, dtype=np.float64)
-            count[here] += np.add.reduceat(there, starts, axis=0, dtype=np.int64)
-            low[here] = np.fmin(low[here], np.fmin.reduceat(block, starts, axis=0))
-            high[here] = np.fmax(high[here], np.fmax.reduceat(block, starts, axis=0))
+            known = np.where(there, block, 0)
+            # A bucket at a time: `reduceat` along rows is many times slower.
+            for bucket in range(np.searchsorted(edges, at, "right") - 1, np.searchsorted(edges, at + len(block))):
+                rows = slice(max(edges[bucket] - at, 0), edges[bucket + 1] - at)
+                total[bucket] += np.add.reduce(known[rows], axis=0, dtype=np.float64)
+                count[bucket] += np.count_nonzero(there[rows], axis=0)
+                low[bucket] = np.fmin(low[bucket], np.fmin.reduce(block[rows], axis=0))
+                high[bucket] = np.fmax(high[bucket], np.fmax.reduce(block[rows], axis=0))
             any_there, columns = there.any(axis=0), np.arange(k)
             first = np.where(np.isnan(first), block[there.argmax(axis=0), columns], first)
             last = np.where(any_there, block[len(block) - 1 - there[::-1].argmax(axis=0), columns], last)
@@ -309,18 +325,24 @@ def _read_names(content: bytes) -> list[str]:
 
 
 def _blocks(segments: Sequence[_Segment], columns: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """(first row, values (rows, k)) of the columns, a few MiB of file at a time; NaN for a column that is not there."""
+    """(first row, values (rows, k)) of the columns, _BLOCK of file at a time; NaN for a column that is not there."""
     at = 0
     for segment in segments:
         kind: Any = np.dtype([("header", f"V{_HEADER.size}"), ("values", "<f4", (segment.width,))])
         known = np.array([place for place, column in enumerate(columns) if 0 <= column < segment.width], np.int64)
         taken = np.array([column for column in columns if 0 <= column < segment.width], np.int64)
-        for start in range(0, segment.rows, step := max(1, _BLOCK // segment.stride)):
+        step = max(1, _BLOCK // segment.stride)
+        buffer = bytearray(min(step, segment.rows) * segment.stride)  # once: fresh memory costs more than the reading
+        for start in range(0, segment.rows, step):
             count = min(step, segment.rows - start)
-            data = os.pread(segment.file.fileno(), count * segment.stride, segment.offset + start * segment.stride)
-            if len(data) < count * segment.stride:
+            data = memoryview(buffer)[: count * segment.stride]
+            if os.preadv(segment.file.fileno(), [data], segment.offset + start * segment.stride) < len(data):
                 raise DamagedRun(f"{segment.file.name}: was cut while it was read, as a resume does; look again")
-            block = np.full((count, len(columns)), np.nan, np.float32)
-            block[:, known] = np.frombuffer(data, kind)["values"][:, taken]
-            yield at, block
+            # In the order of rows: numpy has it in that of columns, in which adding up rows is slow.
+            values = np.ascontiguousarray(np.frombuffer(data, kind)["values"][:, taken])
+            if len(taken) < len(columns):
+                block = np.full((count, len(columns)), np.nan, np.float32)
+                block[:, known] = values
+                values = block
+            yield at, values
             at += count

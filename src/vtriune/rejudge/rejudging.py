@@ -7,8 +7,9 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -121,8 +122,10 @@ class Effect:
     answers: int = 0
     before: Side = field(default_factory=Side)
     after: Side = field(default_factory=Side)
+    scored_twice: int = 0
+    """Answers that are scored on both sides; only these have an advantage on both."""
     advantages: Counter[str] = field(default_factory=Counter)
-    """How many `changed` their sign (-, 0, +), and of these `became_zero` or `ceased_to_be_zero`."""
+    """How many of them `changed` its sign (-, 0, +), and of these `became_zero` or `ceased_to_be_zero`."""
     became: Counter[str] = field(default_factory=Counter)
     """Verdicts that are `scored`, `unscorable` or `failed` now and were not."""
     failed: int = 0
@@ -136,7 +139,11 @@ class Effect:
         self.failed += sum(row["status"] == Status.FAILED for row in rows)
         self.before.add([row["reward"] for row in rows if row["status"] == Status.SCORED])
         self.after.add([verdict.reward for verdict in now if verdict.reward is not None])
-        before, after = np.sign([row["advantage"] for row in rows]), np.sign(advantages)
+        twice = np.array(
+            [row["status"] == verdict.status == Status.SCORED for row, verdict in zip(rows, now, strict=True)]
+        )
+        self.scored_twice += int(np.count_nonzero(twice))
+        before, after = np.sign([row["advantage"] for row in rows])[twice], np.sign(advantages)[twice]
         for name, which in (
             ("changed", before != after),
             ("became_zero", (before != 0) & (after == 0)),
@@ -174,10 +181,12 @@ class Rejudging:
         changes: what is changed; nothing: the verdicts are compared with the stored ones.
         steps: only steps (first, last) of the run folder.
         source: only this source.
-        load: verifiers of the user's own beside those of the run's recipe, as `module:attribute`.
+        load: verifiers of the user's own, as `module:attribute`. Those that the run's recipe names must be among them:
+            the folder may come from somebody else, and importing a module runs it.
+        tell: is told what will be imported and who will be asked, a line each, before it happens.
 
     Raises:
-        UserError: no run, no such rollouts, a change that applies to none of them.
+        UserError: no run, no such rollouts, a change that applies to none of them, code that `load` does not name.
         DamagedRun: a file cannot be read.
     """
 
@@ -189,6 +198,7 @@ class Rejudging:
         steps: tuple[float, float] | None = None,
         source: str | None = None,
         load: Sequence[str] = (),
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         read_run_file(run)
         try:
@@ -197,7 +207,15 @@ class Rejudging:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"]))
             raise DamagedRun(f"{run / 'recipe.yaml'}: {where}: {fault['msg']}") from error
-        self._load = [*self._recipe.reward.load, *load]
+        self._load = list(load)
+        if unnamed := [own for own in self._recipe.reward.load if own not in load]:
+            flags = " ".join(f"--load {shlex.quote(own)}" for own in unnamed)
+            raise UserError(
+                f"{run / 'recipe.yaml'}: reward.load names code to import, which is not done because a run folder says "
+                f"so; if you trust it, add {flags}"
+            )
+        for line in self._opens():
+            tell(line)
         for own in self._load:
             registry.register(own)
         self._run, self._changes, self._source = run, changes, source
@@ -239,6 +257,15 @@ class Rejudging:
                         f'--set "{change.text}": no parameter "{change.key[1]}" of {", ".join(sorted(verifiers))}; '
                         + near(change.key[1], known)
                     )
+
+    def _opens(self) -> Iterator[str]:
+        settings = self._recipe.reward
+        for own in self._load:
+            yield f"imports {own}"
+        for name, url in settings.remotes.items():
+            yield f'asks {url} about answers of the verifier remote, service "{name}"'
+        for url in settings.servers:
+            yield f"does not ask {url}, which judged in the run: this machine does"
 
     def open_judge(self) -> JudgePool:
         """Judge processes as the run's recipe has them, as many as there are processors at least."""

@@ -56,6 +56,8 @@ def effects(result: Rejudged) -> RenderableType:
         own = {source: effect for (of, source), effect in _in_order(result) if of == split}
         if own:
             parts.append(_table(own, title, advantages=split == "train"))
+    if any(split == "train" for split, _ in result.effects):
+        parts.append(Text("signs: of advantages of the answers that are scored both times", "dim"))
     failed = sum(effect.failed for (_, source), effect in result.effects.items() if source == ALL)
     if failed:
         parts.append(Text(f"{failed:,} answers are stored as failed, and so are on neither side", "yellow"))
@@ -79,7 +81,8 @@ def _table(effects_by_source: dict[str, Effect], title: str, *, advantages: bool
         cells = [f"{effect.answers:,}", _number(before.mean_reward), _number(after.mean_reward)]
         if advantages:
             cells += [_percent(side.zero_spread_share) for side in (before, after)]
-            cells.append(_percent(effect.advantages["changed"] / effect.answers))
+            twice = effect.scored_twice
+            cells.append(_percent(effect.advantages["changed"] / twice if twice else None))
             cells += [f"{effect.advantages[name]:,}" for name in ("became_zero", "ceased_to_be_zero")]
         cells += [f"{effect.became[status]:,}" for status in ("scored", "unscorable", "failed")]
         table.add_row(plain(source), *cells)
@@ -120,6 +123,7 @@ def as_json(result: Rejudged, *, changed: bool) -> dict[str, Any]:
                 "mean_reward": [effect.before.mean_reward, effect.after.mean_reward],
                 "groups": [effect.before.groups, effect.after.groups],
                 "zero_spread_groups": [effect.before.zero_spread, effect.after.zero_spread],
+                "scored_twice": effect.scored_twice,
                 "signs_changed": effect.advantages["changed"],
                 "became_zero": effect.advantages["became_zero"],
                 "ceased_to_be_zero": effect.advantages["ceased_to_be_zero"],

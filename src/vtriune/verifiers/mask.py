@@ -103,15 +103,31 @@ class Mask:
         overlap = area = 0.0
         reason = ""
         try:
-            value = read_json(judged_text(response))
-            answer = _drawn(value, params.answer_space, context, gold.height, gold.width)
-            overlap = float(mask.iou([answer], [gold.rle], [0])[0, 0])
+            answer = read_answer(response, gold, params, context)
+            overlap = iou(answer, gold)
             area = float(mask.area(answer)) / (gold.height * gold.width)
             reason = "" if overlap else "no overlap"
         except NotAMask as error:
             reason = str(error)
         report = {"iou": overlap, "area": area}
         return Outcome(overlap, tag_score(response), correct=overlap >= 0.5, report=report, reason=reason)
+
+
+def read_answer(response: str, gold: MaskGold, params: MaskParams, context: Context) -> Any:
+    """The answered mask on gold's raster, as pycocotools' RLE.
+
+    Raises:
+        NotAMask: there is no sound one, or one of another size.
+        Unscorable: the picture's size is needed for its polygons and missing.
+    """
+    return _drawn(read_json(judged_text(response)), params.answer_space, context, gold.height, gold.width)
+
+
+def iou(answer: Any, gold: MaskGold) -> float:
+    """The IoU in pixels of gold's mask and an answer as `read_answer` gives it."""
+    from pycocotools import mask  # noqa: PLC0415 - only this verifier needs it
+
+    return float(mask.iou([answer], [gold.rle], [0])[0, 0])
 
 
 def _drawn(value: Any, space: BoxSpace, context: Context, height: int, width: int) -> Any:

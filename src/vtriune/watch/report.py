@@ -27,6 +27,7 @@ from vtriune.monitor.runs import rollout_files
 from vtriune.types import Status, UserError
 from vtriune.watch.app import create_app
 from vtriune.watch.onefile import one_file
+from vtriune.watch.replies import encode
 
 POINTS = 500_000
 """Points of all curves together."""
@@ -44,7 +45,12 @@ PICTURES = 4_000_000
 """Bytes of all pictures together; those of further examples are left out."""
 PICTURE_SIDE = 512
 """Pixels of a picture's longest side."""
+SHAPES = 4_000_000
+"""Bytes of all shapes on pictures together; those of further examples are left out."""
 EXAMPLES = ("best", "worst", "most spread")
+"""Groups of training."""
+HELD_OUT = ("most gained", "most lost")
+"""Held-out samples, by the accuracy of their greedy answers in the first evaluation and in the last."""
 SCORES = ("score", "greedy")
 
 
@@ -59,6 +65,13 @@ class Report:
     images: dict[str, str] = field(default_factory=dict)
     """Pictures as data URIs, by the address that the server gives them."""
     examples: list[dict[str, Any]] = field(default_factory=list)
+    """Groups of training; and of the last evaluation, each with the same sample's of the first as `first`."""
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Where all groups of the examples are."""
+        both = ((example, example.get("first")) for example in self.examples)
+        return [one for pair in both for one in pair if one is not None]
 
 
 class _Candidate(NamedTuple):
@@ -67,6 +80,7 @@ class _Candidate(NamedTuple):
     step: int
     group: int
     rewards: list[float]
+    """Of a held-out answer: its accuracy."""
 
     @property
     def mean(self) -> float:
@@ -91,7 +105,7 @@ def write_report(run: Path, out: Path) -> str:
             file.write(page)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); give another file to write") from error
-    return f"{out}: {len(page) / 1e6:.1f} MB, {len(report.examples)} example groups, {len(report.images)} pictures"
+    return f"{out}: {len(page) / 1e6:.1f} MB, {len(report.groups)} example groups, {len(report.images)} pictures"
 
 
 def key(path: str, parameters: Mapping[str, Any]) -> str:
@@ -148,18 +162,27 @@ async def _gather(run: Path) -> Report:
                         place = {"source": source, "figure": series["figure"], "split": split}
                         bake("/api/series", place, {"series": [_plain(series) | {"run": name}]})
 
-        report.examples, problems = _examples(run, sources)
+        trained, problems = _examples(run, sources)
+        held_out, more = _held_out(run, sources)
+        report.examples, problems = trained + held_out, problems + more
         grid["problems"] += [one for one in problems if one not in grid["problems"]]
         bake("/api/grid", {}, _short(grid))
-        groups = []
-        for example in report.examples:
+        groups, urls = [], dict[tuple[str, str], list[str]]()
+        for example in report.groups:
             place = {name: example[name] for name in ("split", "decoding", "step", "group")}
             group = (await get("/api/group", place)).json()
+            # A sample that is shown twice has its pictures in the file once.
+            known = urls.setdefault((group["split"], group["sample_id"]), [image["url"] for image in group["images"]])
+            for image, url in zip(group["images"], known, strict=False):
+                image["url"] = url
             groups.append(group)
             bake("/api/group", place, group)
         _cut(groups)
+        _leave_shapes_out(groups)
         room = PICTURES
         for image in (image for group in groups for image in group["images"]):
+            if image["url"] in report.images:
+                continue
             reply = await client.get(image["url"])
             if reply.is_success and room > 0:  # the page says where a picture is missing
                 report.images[image["url"]] = small = _data_uri(reply.content)
@@ -235,6 +258,58 @@ def _chosen(candidates: Sequence[_Candidate]) -> list[tuple[str, _Candidate]]:
         if left:
             chosen.append((why, max(left, key=lambda one: (order(one), one.step, -one.group))))
     return chosen
+
+
+def _held_out(run: Path, sources: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Of every source the held-out sample that gained most from the first to the last evaluation, and the one that lost
+    most, with both of its groups; and what is said of files that can't be read. Nothing while there are no two.
+    """
+    stored = list(rollout_files(run, "eval").values())
+    if len(stored) < 2:
+        return [], []
+    try:
+        first, last = _greedy(stored[0]), _greedy(stored[-1])
+    except DamagedRun as fault:
+        return [], [valid_text(str(fault))]
+    examples = []
+    for source in sources:
+        before, after = first.get(source, {}), last.get(source, {})
+        gains = {sample: after[sample].mean - before[sample].mean for sample in sorted(before.keys() & after.keys())}
+        for why, sign in zip(HELD_OUT, (1, -1), strict=True):
+            if gains:
+                sample = max(gains, key=lambda one: sign * gains[one])
+                del gains[sample]
+                there = [
+                    {"split": "eval", "decoding": "greedy", "step": one.step, "group": one.group, "mean": one.mean}
+                    for one in (before[sample], after[sample])
+                ]
+                examples.append({"source": source, "why": why, **there[1], "first": there[0]})
+    return examples, []
+
+
+def _greedy(path: Path) -> dict[str, dict[str, _Candidate]]:
+    """The scored greedy answers of an evaluation by source and sample, with their accuracies. Raises DamagedRun."""
+    names = ["step", "group", "source", "sample_id", "decoding", "status", "accuracy"]
+    found: defaultdict[str, dict[str, _Candidate]] = defaultdict(dict)
+    for row in read_columns(path, names).to_pylist():
+        if row["decoding"] == "greedy" and row["status"] == Status.SCORED and row["accuracy"] is not None:
+            found[row["source"]][row["sample_id"]] = _Candidate(row["step"], row["group"], [row["accuracy"]])
+    return found
+
+
+def _leave_shapes_out(groups: Iterable[dict[str, Any]]) -> None:
+    """Shapes with numbers to six digits, as far as all together stay within SHAPES."""
+    room = SHAPES
+    for group in groups:
+        shapes = {"gold": group["gold_shapes"], "answers": [answer["shapes"] for answer in group["answers"]]}
+        short = _short(shapes)
+        room -= len(encode(short))
+        if room < 0:
+            short = {"gold": [], "answers": [[] for _ in group["answers"]]}
+            group["shapes_note"] = "the shapes were left out of the report"
+        group["gold_shapes"] = short["gold"]
+        for answer, own in zip(group["answers"], short["answers"], strict=True):
+            answer["shapes"] = own
 
 
 def _cut(groups: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""What can be drawn on a sample's picture: boxes, points and polygons of gold and of answers, as the judge reads them.
+"""What can be drawn on a sample's picture: boxes, points and masks of gold and of answers, as the judge reads them.
 
 Reading is the verifiers' own, so that what is drawn is what was judged; drawing is the page's.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, cos, pi, sin
+from math import cos, pi, sin
 from typing import Any, Literal
 
 import numpy as np
@@ -24,15 +24,15 @@ from vtriune.verifiers.box_text import Box
 from vtriune.verifiers.composite import MAX_NESTING, CompositeParams
 from vtriune.verifiers.detection import Detection, DetectionParams, read_answer
 from vtriune.verifiers.grounding import Grounding, GroundingParams, answered_boxes
-from vtriune.verifiers.mask import MaskParams
-from vtriune.verifiers.mask_text import NotAMask, polygons, read_json, run_lengths
-from vtriune.verifiers.places import gold_text, judged_text, moved
+from vtriune.verifiers.mask import Mask, MaskGold, MaskParams
+from vtriune.verifiers.mask import iou as mask_iou
+from vtriune.verifiers.mask import read_answer as answered_mask
+from vtriune.verifiers.mask_text import NotAMask, run_lengths
 from vtriune.verifiers.pointing import Pointing, PointingParams, Target, answered_points
+from vtriune.watch.outlines import outlines
 
 MAX_SHAPES = 200
 """Shapes of gold, and of one answer."""
-MAX_CORNERS = 4000
-"""Corners of all polygons of gold, or of one answer; where there are more, each polygon is drawn with every n-th."""
 OUTSIDE = 1.0
 """Pictures' widths or heights that a shape may lie outside; what is farther is drawn there."""
 _CIRCLE = 32
@@ -43,14 +43,16 @@ _CIRCLE = 32
 class Shape:
     """One thing to draw."""
 
-    kind: Literal["box", "point", "polygon"]
+    kind: Literal["box", "point", "polygon", "mask"]
     label: str
     xy: tuple[float, ...]
-    """x1, y1, x2, y2, ... in shares of the picture's width and height."""
+    """x1, y1, x2, y2, ... in shares of the picture's width and height; of a mask: the box around it."""
     iou: float | None = None
-    """Of an answered box: the best overlap with a gold box of its label."""
+    """Of an answered box: the best overlap with a gold box of its label; of an answered mask: that with gold's."""
     image: int = 0
     """Which of the sample's pictures: places lie in the first."""
+    rings: tuple[tuple[float, ...], ...] = ()
+    """Of a mask: its outlines, each as `xy`, filled by the even-odd rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,19 +193,24 @@ def _target(target: Target, space: BoxSpace, context: Context) -> Iterable[Shape
 
 
 def _mask(gold: str, params: MaskParams, context: Context) -> _Reading:
-    return _Reading(
-        lambda: _outlines(gold_text(gold), params.gold_space, context),
-        lambda response: _outlines(judged_text(response), params.answer_space, context),
-    )
+    wanted = Mask().parse_gold(gold, params, context)
+
+    def answer(response: str) -> list[Shape]:
+        found = answered_mask(response, wanted, params, context)
+        return _covered(found, wanted, mask_iou(found, wanted))
+
+    return _Reading(lambda: _covered(wanted.rle, wanted), answer)
 
 
-def _outlines(text: str, space: BoxSpace, context: Context) -> list[Shape]:
-    value = read_json(text)
-    if run_lengths(value) is not None:
-        raise _NotDrawn("masks as run lengths (RLE) are not drawn")
-    shapes = [moved(shape, space, BoxSpace.RELATIVE_1, context.image_sizes) for shape in polygons(value)]
-    every = ceil(sum(map(len, shapes)) / MAX_CORNERS)
-    return [Shape("polygon", "", _bounded(shape[::every].ravel())) for shape in shapes]
+def _covered(rle: Any, raster: MaskGold, overlap: float | None = None) -> list[Shape]:
+    """What a mask on gold's raster covers, RLE and polygons alike; nothing for one that covers nothing."""
+    checked = run_lengths({"size": [raster.height, raster.width], "counts": rle["counts"].decode()})
+    rings = outlines(checked[1], raster.height, raster.width) if checked else []
+    if not rings:
+        return []
+    corners = np.concatenate(rings)
+    around = (*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist())
+    return [Shape("mask", "", around, overlap, rings=tuple(tuple(ring.ravel().tolist()) for ring in rings))]
 
 
 def _relative(places: Sequence[Sequence[float]], space: BoxSpace, context: Context) -> list[tuple[float, ...]]:

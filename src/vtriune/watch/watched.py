@@ -5,6 +5,7 @@ What is told is in grid.py and series.py; how a run stands in listing.py.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -14,16 +15,21 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from vtriune.monitor.files import DamagedRun
-from vtriune.monitor.history import History
+from vtriune.monitor.history import Curves, History
 from vtriune.watch.listing import Stamp, stamp
+from vtriune.watch.replies import encode
 
 T = TypeVar("T")
 
 RUNS = 32
-"""Runs of which the history is held open: two files and some megabytes each."""
-
-ANSWERS = 64
-"""Computed answers kept of a run."""
+"""Runs of which the history is held open, each with two files."""
+HISTORY_BYTES = 64 << 20
+"""Memory of all histories together, beyond which those that were asked for longest ago are dropped. A single one is
+kept whatever its size: some megabytes where there are thousands of figures and steps."""
+ANSWER_BYTES = 64 << 20
+"""Memory of the computed answers of all runs together; those that were asked for longest ago are dropped."""
+_OF_JSON = 10
+"""Bytes of memory to a byte of the JSON that a value would be: about what dicts of short texts and numbers take."""
 
 PATIENCE = 0.3
 """Seconds that a request reads on in metrics.jsonl; what is left is read in the background."""
@@ -32,10 +38,50 @@ SLICE = 0.1
 """Seconds that the background reads before requests have their turn."""
 
 
+class Answers:
+    """What was computed last, of all runs, within ANSWER_BYTES. May be used from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Hashable, tuple[object, object, int]] = OrderedDict()
+        self.size = 0
+        """Bytes of memory, about."""
+
+    def once(self, question: Hashable, state: object, compute: Callable[[], T]) -> T:
+        """The answer to `question`, computed anew if `state` is not that of the last time."""
+        with self._lock:
+            known = self._kept.get(question)
+            if known is not None and known[0] == state:
+                self._kept.move_to_end(question)
+                return cast("T", known[1])
+        answer = compute()
+        size = _size(answer)
+        with self._lock:
+            self._drop(question)
+            if size <= ANSWER_BYTES:
+                self._kept[question] = state, answer, size
+                self.size += size
+            while self.size > ANSWER_BYTES:
+                self._drop(next(iter(self._kept)))
+        return answer
+
+    def _drop(self, question: Hashable) -> None:
+        if question in self._kept:
+            self.size -= self._kept.pop(question)[2]
+
+
+def _size(answer: object) -> int:
+    if isinstance(answer, Curves):
+        return answer.nbytes
+    return len(answer) if isinstance(answer, bytes) else _OF_JSON * len(encode(answer))
+
+
 class Watched:
     """A run's history and the answers computed from it. `lock` is held by whoever uses either."""
 
-    def __init__(self, folder: Path) -> None:
+    _numbers = itertools.count()
+
+    def __init__(self, folder: Path, answers: Answers) -> None:
         self.folder = folder
         self.lock = threading.Lock()
         self.tasks: dict[str, str] = {}
@@ -44,7 +90,9 @@ class Watched:
         self._history: History | None = None
         self._seen: Stamp = None
         self._reading: threading.Thread | None = None
-        self._answers: OrderedDict[Hashable, tuple[object, object]] = OrderedDict()
+        self._answers = answers
+        self._number = -1
+        """Of the history: what was computed from another one says nothing of this."""
 
     def history(self) -> History:
         """The history, up to date but for what the background still reads.
@@ -54,8 +102,7 @@ class Watched:
         """
         seen = stamp(self.folder / "metrics.jsonl")
         if self._history is None or (seen != self._seen and not self._history.holds()):
-            self._history = History.reading(self.folder)
-            self._answers.clear()
+            self._history, self._number = History.reading(self.folder), next(self._numbers)
         if seen != self._seen and not self.is_reading:
             if self._history.extend(PATIENCE):
                 self._seen = seen
@@ -71,14 +118,12 @@ class Watched:
 
     def once(self, question: Hashable, state: object, compute: Callable[[], T]) -> T:
         """The answer to `question`, computed anew if `state` is not that of the last time."""
-        known = self._answers.get(question)
-        if known is None or known[0] != state:
-            known = state, compute()
-        self._answers[question] = known
-        self._answers.move_to_end(question)
-        if len(self._answers) > ANSWERS:
-            self._answers.popitem(last=False)
-        return cast("T", known[1])
+        return self._answers.once((self.folder, question), (self._number, state), compute)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the history takes, about."""
+        return 0 if self._history is None else self._history.memory
 
     def _read_on(self, history: History) -> None:
         """Read to the end; requests have their turn between two slices."""
@@ -93,17 +138,20 @@ class Watched:
 
 
 class WatchedRuns:
-    """The runs that were asked for lately."""
+    """The runs that were asked for lately, and what was computed of them."""
 
     def __init__(self) -> None:
+        self.answers = Answers()
         self._lock = threading.Lock()
         self._runs: OrderedDict[Path, Watched] = OrderedDict()
 
     def get(self, folder: Path) -> Watched:
         """The run in `folder`."""
         with self._lock:
-            run = self._runs.setdefault(folder, Watched(folder))
+            run = self._runs.setdefault(folder, Watched(folder, self.answers))
             self._runs.move_to_end(folder)
-            if len(self._runs) > RUNS:
-                self._runs.popitem(last=False)
+            sizes = {one: kept.size for one, kept in self._runs.items()}
+            while len(sizes) > 1 and (len(sizes) > RUNS or sum(sizes.values()) > HISTORY_BYTES):
+                oldest = next(iter(self._runs))
+                del self._runs[oldest], sizes[oldest]
             return run

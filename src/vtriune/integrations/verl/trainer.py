@@ -216,8 +216,9 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
     ) -> None:
         """Store figures, show them, and tell what fell ill or recovered by them."""
         self._store.log(step, split, figures, timing)
-        self._trackers.write(step, split, figures)
-        for alert in self._alerts.update(step, split, figures):
+        changes = self._alerts.update(step, split, figures)
+        self._trackers.write(step, split, figures | self._alerts.figures(split, changes))
+        for alert in changes:
             self._store.alert(step, alert)
             print(alert_line(alert).plain, flush=True)  # Ray shows it where the run was started
 

@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 
 const dialog = document.getElementById("keys");
 const trail = [location.hash]; // pages opened since this one was loaded: Esc goes back through them, then up
+let leaving = false; // the browser was told to go back and has not yet
 
 const EVERYWHERE = [
   ["j, k", "next, previous entry of the list"],
@@ -37,17 +38,26 @@ function move(main, by) {
 }
 
 function back() {
-  if (trail.length > 1) history.back();
-  else {
+  if (trail.length > 1) {
+    leaving = true;
+    history.back();
+  } else {
     const up = [...document.querySelectorAll("#crumbs a")].pop();
-    location.hash = up ? up.hash : "#/";
+    go(up ? up.hash : "#/");
   }
+}
+
+/** The browser goes back when it gets to it: a page that is asked for meanwhile comes after that, not before. */
+function go(hash) {
+  if (leaving) window.addEventListener("hashchange", () => { location.hash = hash; }, { once: true });
+  else location.hash = hash;
 }
 
 /** `own()` maps the shown view's keys to {run, help}. */
 export function listen(main, own) {
   document.getElementById("help").onclick = () => help(own());
   window.addEventListener("hashchange", () => {
+    leaving = false;
     if (trail.at(-2) === location.hash) trail.pop();
     else trail.push(location.hash);
   });
@@ -61,7 +71,7 @@ export function listen(main, own) {
     else if (event.key === "j" || event.key === "k") move(main, event.key === "j" ? 1 : -1);
     else if (event.key === "/") main.querySelector("[data-filter]")?.focus();
     else if (event.key === "?") help(own());
-    else if (event.key === "r") location.hash = "#/";
+    else if (event.key === "r") go("#/");
     else if (own()[event.key]) own()[event.key].run();
     else return;
     event.preventDefault();

@@ -38,7 +38,8 @@ export function draw(data, route) {
       h("span", { class: "note" },
         bdi(data.task), ` · step ${count(data.step)} · group ${data.group + 1} of ${data.groups}`,
         ` · ${data.split === "train" ? "training" : "held out"}, ${data.decoding}`),
-      !baked && h("span", { class: "links" }, neighbour(route, data, -1), neighbour(route, data, 1))),
+      h("span", { class: "links" },
+        baked ? otherTime(data) : [neighbour(route, data, -1), neighbour(route, data, 1)])),
     h("div", { class: "group" },
       h("section", { class: "asked" },
         pictures(data),
@@ -66,6 +67,15 @@ function neighbour(route, data, by) {
   const inside = data.group + by >= 0 && data.group + by < data.groups;
   const text = by < 0 ? "‹ previous group" : "next group ›";
   return inside ? h("a", { href, id: by < 0 ? "previous" : "next" }, text) : h("span", { class: "note" }, text);
+}
+
+/** In a report, from a held-out sample's first answer to its last, and back. */
+function otherTime(data) {
+  const names = ["split", "decoding", "step", "group"];
+  const pairs = baked.examples.flatMap((one) => (one.first ? [[one, one.first], [one.first, one]] : []));
+  const [, other] = pairs.find(([here]) => names.every((name) => here[name] === data[name])) ?? [];
+  const href = other && to(["group", baked.run, ...names.map((name) => other[name])]);
+  return other && h("a", { href, id: "other-time" }, `the same sample after ${count(other.step)} steps`);
 }
 
 const beside = (route, group) => to(["group", ...route.parts.slice(0, 4), group]);
@@ -102,12 +112,14 @@ const told = (data) =>
 /** One shape over a picture: solid for gold, dashed for what an answer said, with its label and IoU. */
 function drawn(shape, width, height, kind, answer = null) {
   const high = (WIDE * height) / width;
-  const at = shape.xy.map((share, place) => share * (place % 2 ? high : WIDE));
+  const scaled = (xy) => xy.map((share, place) => share * (place % 2 ? high : WIDE));
+  const at = scaled(shape.xy);
   const xs = at.filter((_, place) => place % 2 === 0), ys = at.filter((_, place) => place % 2 === 1);
   const left = Math.min(...xs), top = Math.min(...ys), right = Math.max(...xs), bottom = Math.max(...ys);
   const body = shape.kind === "box" ? svg("rect", { x: left, y: top, width: right - left, height: bottom - top })
     : shape.kind === "point" ? svg("path", { d: `M${left - 16} ${top}h32M${left} ${top - 16}v32` })
-    : svg("polygon", { points: at.map((one) => one.toFixed(1)).join(" ") });
+    : shape.kind === "mask" ? svg("path", { class: "mask", d: shape.rings.map((ring) => `M${spaced(scaled(ring))}Z`).join("") })
+    : svg("polygon", { points: spaced(at) });
   const name = shape.iou === null ? shape.label : `${shape.label} IoU ${shape.iou.toFixed(2)}`.trim();
   const below = kind === "answered"; // so that gold's words and an answer's don't lie on each other
   const y = below ? Math.min(high - 8, bottom + 34) : Math.max(30, top - 10);
@@ -117,6 +129,8 @@ function drawn(shape, width, height, kind, answer = null) {
     svg("title", {}, `${kind === "gold" ? "gold" : `answer ${answer + 1}`}: ${name || shape.kind}`), body,
     name && svg("text", { x: late ? right : left, y, "text-anchor": late ? "end" : "start" }, name.slice(0, 60)));
 }
+
+const spaced = (numbers) => numbers.map((one) => one.toFixed(1)).join(" ");
 
 /** What the colours mean, and whose shapes are drawn. */
 function legend(data) {

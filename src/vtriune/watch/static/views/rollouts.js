@@ -163,11 +163,18 @@ function form(data, route, query) {
 export function examples(source) {
   const shown = baked.examples.filter((one) => source === "" || source === "all" || one.source === source);
   if (!shown.length) return h("p", { class: "empty" }, "No example rollouts in this report.");
+  const trained = shown.filter((one) => !one.first), heldOut = shown.filter((one) => one.first);
+  const answer = (one) => h("td", { class: "n" },
+    h("a", { class: "item", href: groupLink(baked.run, one) }, `${number(one.mean)} after ${count(one.step)} steps`));
   return h("section", {}, source && h("h2", {}, "Examples"),
-    h("div", { class: "scroll" }, h("table", { class: "rollouts" },
+    trained.length > 0 && h("div", { class: "scroll" }, h("table", { class: "rollouts" },
       heads("source", "group", ["step", "mean reward", "lowest", "highest"]),
-      h("tbody", {}, shown.map((one) => h("tr", { "data-key": `${one.source}/${one.why}` },
+      h("tbody", {}, trained.map((one) => h("tr", { "data-key": `${one.source}/${one.why}` },
         h("td", {}, bdi(one.source)),
         h("td", {}, h("a", { class: "item", href: groupLink(baked.run, one) }, one.why)),
-        numbers(count(one.step), number(one.mean), number(one.low), number(one.high))))))));
+        numbers(count(one.step), number(one.mean), number(one.low), number(one.high))))))),
+    heldOut.length > 0 && h("div", { class: "scroll" }, h("table", { class: "rollouts heldout" },
+      heads("source", "held-out sample", ["accuracy of the first greedy answer", "of the last"]),
+      h("tbody", {}, heldOut.map((one) => h("tr", { "data-key": `${one.source}/${one.why}` },
+        h("td", {}, bdi(one.source)), h("td", {}, one.why), answer(one.first), answer(one)))))));
 }
