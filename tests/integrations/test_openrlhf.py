@@ -113,10 +113,15 @@ def test_its_client_is_told_our_verdict_with_and_without_pictures(
     }
 
 
-def test_boxes_are_judged_by_the_pictures_sizes_and_layout_by_the_answer_alone(sampled: Sampled) -> None:
+def test_boxes_are_judged_by_the_pictures_sizes(sampled: Sampled) -> None:
     told = sampled(HALF, BOX)
     assert told["reward"] == pytest.approx(0.9 * 0.6 + 0.1)
     assert told["extra_logs"]["format"] == 1.0
+
+
+@pytest.mark.parametrize("question", [r"Write \boxed{4}.", r"<image>Write \boxed{4}."])
+def test_what_the_prompt_says_is_no_part_of_the_answer(sampled: Sampled, question: str) -> None:
+    assert sampled("No.", RewardSpec("mathverify", "4"), question)["reward"] == 0.0
 
 
 def test_without_a_verdict_its_client_asks_five_times_and_its_batch_cannot_be_made(
