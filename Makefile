@@ -4,13 +4,13 @@ SEED ?= 0
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 VERL := .venv-verl/.installed
-TRL := .venv-trl/.installed
+ADAPTERS := .venv-adapters/.installed
 PLAYGROUND := runs/playground/.drawn
 
 # Holds for what packages are built with, too.
 export PIP_CONSTRAINT := constraints.txt
 
-.PHONY: demo test test-verl test-trl lint format clean
+.PHONY: demo test test-verl test-adapters test-easyr1 lint format clean
 
 # Train the tiny VLM on eight visual tasks; prints a table per source, writes runs/demo/.
 demo: $(INSTALLED) $(PLAYGROUND)
@@ -24,9 +24,15 @@ test: $(INSTALLED)
 test-verl: $(VERL)
 	OMP_NUM_THREADS=1 .venv-verl/bin/pytest tests/integrations/verl
 
-# TRL does not live with verl, and nothing else needs it: an environment of its own.
-test-trl: $(TRL)
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-trl/bin/pytest tests/integrations/test_trl.py
+# TRL, ms-swift and OpenRLHF, whose own code calls ours: none lives with verl, and nothing else needs them.
+test-adapters: $(ADAPTERS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 PYTHONPATH=. .venv-adapters/bin/pytest \
+		tests/integrations/test_trl.py tests/integrations/test_ms_swift.py tests/integrations/test_openrlhf.py
+
+# EasyR1 is in no registry: `make test-easyr1 EASYR1=<clone of github.com/hiyouga/EasyR1>`. Its verl goes before verl itself.
+test-easyr1: $(VERL)
+	@test -f '$(EASYR1)/verl/workers/reward/function.py' || { echo 'no EasyR1: make test-easyr1 EASYR1=<clone>'; exit 2; }
+	OMP_NUM_THREADS=1 PYTHONPATH='.:$(EASYR1)' .venv-verl/bin/pytest tests/integrations/test_easyr1.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -55,11 +61,13 @@ $(VERL): pyproject.toml constraints.txt
 	.venv-verl/bin/pip install --quiet --editable '.[dev,verl]'
 	touch $@
 
-$(TRL): pyproject.toml constraints.txt benchmarks/engine/requirements.txt
-	$(PYTHON) -m venv .venv-trl
-	.venv-trl/bin/pip install --quiet torch==2.13.0
-	.venv-trl/bin/pip install --quiet --editable '.[dev]' -r benchmarks/engine/requirements.txt
+# OpenRLHF has wheels for Linux and Python 3.10 to 3.12.
+$(ADAPTERS): pyproject.toml constraints.txt benchmarks/engine/requirements.txt tests/integrations/requirements.txt
+	$(PYTHON) -m venv .venv-adapters
+	.venv-adapters/bin/pip install --quiet torch==2.13.0
+	.venv-adapters/bin/pip install --quiet --editable '.[dev]' -r tests/integrations/requirements.txt
+	.venv-adapters/bin/pip install --quiet --no-deps ms-swift==4.6.0 openrlhf==0.11.2
 	touch $@
 
 clean:
-	rm -rf .venv .venv-verl .venv-trl runs/playground
+	rm -rf .venv .venv-verl .venv-adapters runs/playground

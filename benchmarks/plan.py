@@ -20,7 +20,8 @@ from typing import Any
 
 import orjson
 
-from vtriune.plan import Load, Machines, make_plan
+from vtriune.plan import make_plan
+from vtriune.plan_formulas import Load, Machines
 from vtriune.shapes import read_shape
 
 PROMPT, GROUP, ANSWER = 200, 8, 96

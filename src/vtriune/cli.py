@@ -580,8 +580,9 @@ def plan(
     [bold]vtriune plan recipes/orsta-7b.yaml --gpu-memory 96[/bold]
     [bold]vtriune plan recipes/orsta-32b.yaml verl.tensor_parallel=2 --gpus 32 --gpu-memory 80 --json[/bold]
     """
-    from vtriune.plan import Load as PromptLoad  # noqa: PLC0415
-    from vtriune.plan import find_shape, machines_of, make_plan, plan_page  # noqa: PLC0415
+    from vtriune.plan import find_shape, machines_of, make_plan  # noqa: PLC0415
+    from vtriune.plan_formulas import Load as PromptLoad  # noqa: PLC0415
+    from vtriune.plan_page import plan_page  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
 
     loaded = load_recipe(recipe, overrides or [])

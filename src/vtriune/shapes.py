@@ -1,6 +1,7 @@
 """How large a vision-language model is, part by part, from its config.json alone: no weights, no torch.
 
-What that means for a cluster is `plan.py`'s. The counts equal those of transformers' models (tests/test_shapes.py).
+What that means for a cluster is `plan_formulas.py`'s. The counts equal those of transformers' models
+(tests/test_shapes.py).
 """
 
 from __future__ import annotations

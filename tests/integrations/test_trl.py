@@ -1,6 +1,6 @@
 """The real GRPOTrainer of TRL, sampling and learning with the playground's model, rewarded by our judge.
 
-Runs where trl is installed: `make test-trl`.
+Runs where trl is installed: `make test-adapters`.
 """
 
 from __future__ import annotations

@@ -50,7 +50,15 @@ BOXES: dict[str, Any] = {
     "response": "<think>\n?\n</think>\n<answer>\n[{'bbox_2d': [0, 0, 90, 100], 'label': 'cat'}]\n</answer>",
     "reward_verifier_parm": orjson.dumps(RELEASED | {"det_reward_ratio": {"iou_max_label_first": 1.0}}).decode(),
 }
+BRIEF: dict[str, Any] = {
+    "reward_verifier": "shaping",
+    "reward_verifier_parm": orjson.dumps(
+        RELEASED | {"kind": "soft_overlong", "max_tokens": 100, "buffer_tokens": 50}
+    ).decode(),
+}
+"""Full marks up to 50 tokens, none from 100 on."""
 BROKEN: dict[str, dict[str, Any]] = {
+    "no length": BRIEF,
     "unknown verifier": {"reward_verifier": "mathverfy"},
     "broken parameters": {"reward_verifier_parm": "{"},
     "null parameters": {"reward_verifier_parm": "null"},
@@ -303,6 +311,27 @@ def test_the_released_payload_is_judged_as_by_the_released_server(server: Server
 
 def test_fields_that_the_released_server_does_not_know_are_passed_over_as_there(server: Server) -> None:
     assert server.http.post("/judge", json=PAYLOAD | {"more": 1}).status_code == httpx.codes.OK
+
+
+@pytest.mark.parametrize(("tokens", "accuracy"), [(50, 1.0), (75, 0.5), (100, 0.0)])
+def test_a_verifier_that_shapes_by_length_is_told_the_payloads_response_tokens(
+    server: Server, tokens: int, accuracy: float
+) -> None:
+    reply = server.http.post("/judge", json=PAYLOAD | BRIEF | {"response_tokens": tokens})
+    assert reply.json()["rewards"]["accuracy_reward"] == accuracy
+
+
+def test_without_response_tokens_the_reply_says_what_to_send(server: Server) -> None:
+    reply = server.http.post("/judge", json=PAYLOAD | BRIEF)
+    assert reply.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+    assert "send response_tokens along" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize("tokens", [-1, "75", 7.5])
+def test_a_length_that_is_no_count_is_refused_by_name(server: Server, tokens: object) -> None:
+    reply = server.http.post("/judge", json=PAYLOAD | BRIEF | {"response_tokens": tokens})
+    assert reply.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+    assert "response_tokens" in reply.json()["detail"]
 
 
 @pytest.mark.parametrize("broken", BROKEN)

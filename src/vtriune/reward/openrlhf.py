@@ -3,13 +3,10 @@
 Source: OpenRLHF 0.11.2, openrlhf/utils/agent.py, `SingleTurnAgentExecutor.execute` and `_fetch_rewards_via_http`.
 """
 
-from __future__ import annotations
-
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from vtriune.reward.api import MAX_ITEMS
 from vtriune.reward.judge import JudgeItem
@@ -25,10 +22,8 @@ _END = re.compile(r"(?:<\|[^<>|\s]{1,64}\|>|</s>|<eos>)+\Z")
 """End tokens, which the query still has."""
 
 
-class OpenRLHFRequest(BaseModel):
+class OpenRLHFRequest(BaseModel, strict=True):
     """Queries (prompt and answer, decoded with special tokens), their prompts, and labels of `label.write_label`."""
-
-    model_config = ConfigDict(strict=True)
 
     query: Texts
     prompts: Texts
@@ -56,13 +51,15 @@ def read_openrlhf(asked: OpenRLHFRequest) -> list[JudgeItem]:
     return [read_label(label).item(_answer(query, prompt), None, 1) for query, prompt, label in rows]
 
 
-def write_openrlhf(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def write_openrlhf(verdicts: list[Verdict]) -> dict[str, Any]:
     """Scored verdicts as a reply."""
-    names = {"rewards": "reward", "accuracy": "accuracy", "format": "format", "correct": "correct"}
-    told = {key: [float(getattr(verdict, name)) for verdict in verdicts] for key, name in names.items()}
-    one = {key: values[0] if len(values) == 1 else values for key, values in told.items()}
-    rewards = one.pop("rewards")
-    return {"rewards": rewards, "scores": rewards, "extra_logs": one}
+
+    def told(name: str) -> float | list[float]:
+        values = [float(getattr(verdict, name)) for verdict in verdicts]
+        return values[0] if len(values) == 1 else values
+
+    logs = {name: told(name) for name in ("accuracy", "format", "correct")}
+    return {"rewards": told("reward"), "scores": told("reward"), "extra_logs": logs}
 
 
 def _answer(query: str, prompt: str) -> str:
