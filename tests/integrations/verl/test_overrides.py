@@ -36,7 +36,6 @@ EVERYTHING: dict[str, Any] = PLAIN | {
     "update": {"prompts_per_update": 8, "gradient_checkpointing": True},
     "objective": {"kl_coefficient": 0.01, "dual_clip": 3.0, "normaliser": 2048.0, "truncated_is": 2.0},
     "evaluation": {"every": 5},
-    # With adapters verl wants to know the version of vllm, which isn't here.
     "verl": {
         "nodes": 2,
         "tensor_parallel": 4,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ def read_weights(actor: Path) -> dict[str, Tensor]:
             for rank in range(world)
         ]
         return {name: _whole([rank.pop(name) for rank in ranks]) for name in list(ranks[0])}
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, UnpicklingError) as error:
         raise damaged(actor, error) from error
     finally:
         logger.setLevel(level)

@@ -188,7 +188,7 @@ def _model(recipe: Recipe) -> Iterator[Override]:
         yield Override(f"{MODEL}.lora_alpha", model.lora.alpha, "model.lora.alpha", "scaled by alpha / rank")
         yield Override(f"{MODEL}.target_modules", target, "model.lora.target", "the layers that get one")
         reason = "the sampling engine is given plain weights, whichever it is and whatever parts have adapters"
-        yield Override(f"{MODEL}.lora.merge", True, "model.lora", reason)
+        yield Override(f"{MODEL}.lora.merge", True, "model.lora.rank", reason)
         names = [name for part in model.freeze for name in NAMES[part]]
         exclude = rf".*\b({'|'.join(names)})\b.*" if names else None
         yield Override(f"{MODEL}.exclude_modules", exclude, "model.freeze", "frozen parts get no adapters")

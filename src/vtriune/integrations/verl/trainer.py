@@ -27,6 +27,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from vtriune.grpo.advantages import group_advantages
 from vtriune.integrations.verl.agent import FAILURES
 from vtriune.integrations.verl.dataset import SampleRows, as_row
+from vtriune.integrations.verl.engine import NORMS
 from vtriune.integrations.verl.reasons import reason_of
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
@@ -45,7 +46,6 @@ TRAINER = "vtriune"
 FIGURES = {
     "actor/pg_loss": "loss",
     "actor/pg_clipfrac": "clip_fraction",
-    "actor/grad_norm": "grad_norm",
     "actor/kl_loss": "kl",
 }
 """verl's figures of a step that ours have a name for."""
@@ -157,6 +157,9 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._note_missing(step, asked, self.recipe.rollout.responses_per_prompt, judged)
         figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
+        for theirs in [name for name in metrics if name.startswith(f"actor/{NORMS}")]:
+            name = theirs.removeprefix(f"actor/{NORMS}")
+            figures[name if "/" in name else f"all/{name}"] = float(metrics.pop(theirs))
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
