@@ -1,7 +1,8 @@
 """A recipe as overrides of verl's configuration: each with the recipe's field that it comes from and its reason.
 
-Every field of a recipe is in one of three lists: translated here, read by our own modules inside verl (CARRIED), or
-without a counterpart (ONLY_LOCAL): then only its default may stand there. No verl is needed to make or show them.
+Every field of a recipe is in one of four lists: translated here, read by our own modules inside verl (CARRIED), of no
+meaning there (IGNORED), or without a counterpart (ONLY_LOCAL): then only its default may stand there. No verl is needed
+to make or show them.
 """
 
 from __future__ import annotations
@@ -46,10 +47,14 @@ CARRIED: dict[str, str] = {
 }
 """What our modules inside verl read from the recipe itself, and where."""
 
-ONLY_LOCAL: dict[str, str] = {
-    "model.plain": "verl has one way of computing",
+IGNORED: dict[str, str] = {
     "model.picture_cache": "verl runs vision in every forward pass",
     "rollout.cache_tokens": "the sampling engine has its own: actor_rollout_ref.rollout.gpu_memory_utilization",
+}
+"""What bounds the local engine's memory and changes no result, and why verl needs none of it."""
+
+ONLY_LOCAL: dict[str, str] = {
+    "model.plain": "verl has one way of computing",
     "update.max_skipped_in_a_row": "verl skips such steps without an end; they are counted in skipped.jsonl",
     "objective.dynamic_sampling": "verl asks further prompts without a limit of rounds",
     "checkpoint.keep_best": "verl keeps the latest only",
