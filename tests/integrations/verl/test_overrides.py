@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vtriune.integrations.verl.overrides import (
@@ -118,6 +118,8 @@ json_like = st.recursive(
 
 
 @with_verl
+@example("\\")
+@example(r"a\\'b\\")
 @given(json_like)
 def test_hydra_reads_back_the_value_that_was_written(value: Any) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -7,6 +7,7 @@ to make or show them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,6 +287,6 @@ def _text(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_text(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(one) for one in value) + "]"
-    # Hydra ends a quoted text at the next quote; a backslash matters to it only before a quote.
-    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
+    # Hydra ends a quoted text at the next quote; backslashes matter to it only before a quote, the last one too.
+    text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", r"\'")
     return f"'{text}'"
