@@ -177,6 +177,7 @@ def stopped(folder: Path) -> Path:
         while not (run / "metrics.jsonl").exists() or ("eval", 0) not in metrics(run):
             assert process.poll() is None, output.read_text()
             time.sleep(0.05)
+        assert len(left_over(output)) > 5  # Ray's, as long as it runs
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait() == 130, output.read_text()
     finally:
