@@ -427,3 +427,16 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_second_one_interrupts(capsys: pyt
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_first_ctrl_c_is_handed_on_and_interrupts_where_nothing_has_begun() -> None:
+    asked = []
+    with polite_interrupt(Console(), lambda: asked.append(1)):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert asked == [1]
+
+    def nothing_has_begun() -> None:
+        raise KeyboardInterrupt
+
+    with polite_interrupt(Console(), nothing_has_begun), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -142,6 +142,8 @@ def export(
 ) -> None:
     """Write a run's model as an ordinary transformers folder that from_pretrained loads; LoRA adapters are merged.
 
+    A run on verl is read from the shards of its ranks, and has no best checkpoint.
+
     [bold]vtriune export runs/demo models/demo[/bold]
     [bold]vtriune export runs/demo models/demo-best --best[/bold]
     """
@@ -150,13 +152,25 @@ def export(
     if not (run / "recipe.yaml").is_file():
         raise UserError(f"{run}: holds no run (no recipe.yaml); give the folder of one, e.g. runs/demo")
 
-    from vtriune.local.checkpoint import find_checkpoint  # noqa: PLC0415
-    from vtriune.local.export import export as write  # noqa: PLC0415
     from vtriune.monitor.table import plain  # noqa: PLC0415
     from vtriune.recipe import load_recipe  # noqa: PLC0415
 
-    checkpoint = find_checkpoint(run / "checkpoints", step=step, best=best)
-    write(load_recipe(run / "recipe.yaml").model, checkpoint, out)
+    recipe = load_recipe(run / "recipe.yaml")
+    if recipe.engine == "verl":
+        from vtriune.integrations.verl import checkpoints as of_verl  # noqa: PLC0415
+
+        if best:
+            raise UserError(
+                "--best: verl keeps its latest checkpoints only (checkpoint.keep); give one of them by --step"
+            )
+        checkpoint = of_verl.find_checkpoint(run / "checkpoints", step)
+        of_verl.export(recipe.model.lora, checkpoint, out)
+    else:
+        from vtriune.local.checkpoint import find_checkpoint  # noqa: PLC0415
+        from vtriune.local.export import export as write  # noqa: PLC0415
+
+        checkpoint = find_checkpoint(run / "checkpoints", step=step, best=best)
+        write(recipe.model, checkpoint, out)
     _console().print(plain(f"{out}: {checkpoint.name} of {run}"), soft_wrap=True)
 
 

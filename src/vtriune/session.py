@@ -39,6 +39,8 @@ EVALUATION_SEED_STEP = -1
 """Every evaluation draws the same random numbers, so that two of them differ by the model alone."""
 TRIAL_ANSWERS = ("", r"\boxed{1}")
 """What every sample's reward is tried out with. Some gold is read in no time, but can't be compared with an answer."""
+STOP_FILE = ".stop"
+"""In a run folder: a run on verl is to end after its step. Who asks for it is in another process or on another node."""
 RUN_FILES = (
     "recipe.yaml",
     "versions.json",
@@ -49,6 +51,7 @@ RUN_FILES = (
     "alerts.jsonl",
     "summary.json",
     ".lock",
+    STOP_FILE,
     "run.json",
 )
 RUN_FOLDERS = ("rollouts", "checkpoints", "tensorboard", "wandb")
@@ -322,8 +325,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def polite_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the loop to stop after its step; a second one stops at once. Yields whether it was asked."""
+def polite_interrupt(console: Console, ask: Callable[[], None] = lambda: None) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the loop to stop after its step; a second one stops at once. Yields whether it was asked.
+
+    `ask` hands the request on to a loop in another process, or raises KeyboardInterrupt if that has not begun.
+    """
     asked = False
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -331,6 +337,7 @@ def polite_interrupt(console: Console) -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
+        ask()
         console.print("Stopping after this step, with a checkpoint. Ctrl-C again stops at once.", style="yellow")
 
     before = signal.signal(signal.SIGINT, handle)

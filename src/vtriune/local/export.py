@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from vtriune.local.checkpoint import OPTIMIZER_FILE, STATE_FILE, UNFINISHED, damaged
@@ -17,20 +19,35 @@ def export(config: ModelConfig, checkpoint: Path, out: Path) -> None:
     Raises:
         UserError: `out` exists or can't be written, adapters are damaged, or their base is gone.
     """
+    with new_folder(out) as unfinished:
+        if config.lora is None:
+            copy_files(checkpoint, unfinished, without=(STATE_FILE, OPTIMIZER_FILE))
+        else:
+            _merged(config, checkpoint).save(unfinished)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder to fill, which becomes `out` at the end unless an error comes before.
+
+    Raises:
+        UserError: `out` exists or can't be written.
+    """
     if out.exists():
         raise UserError(f"{out}: exists already; delete it, or give a new folder")
     unfinished = out.with_name(f".{out.name}{UNFINISHED}")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if config.lora is None:
-            shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(STATE_FILE, OPTIMIZER_FILE))
-        else:
-            merged = _merged(config, checkpoint)
-            unfinished.mkdir(parents=True)
-            merged.save(unfinished)
+        unfinished.mkdir(parents=True)
+        yield unfinished
         unfinished.rename(out)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror or error}); give another folder") from error
+
+
+def copy_files(source: Path, target: Path, *, without: Sequence[str]) -> None:
+    """Copy a folder's content, but for names of these patterns."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*without), dirs_exist_ok=True)
 
 
 def _merged(config: ModelConfig, checkpoint: Path) -> VisionLanguageModel:

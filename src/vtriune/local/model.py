@@ -330,14 +330,19 @@ class VisionLanguageModel:
         return logits / temperature
 
 
-def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
-    """The model, its tokenizer and its image processor. Raises UserError if they are not all there and of a family."""
-    path = config.path
+def check_folder(path: str) -> None:
+    """Raises UserError if no model is there."""
     if not (Path(path) / "config.json").is_file():
         raise UserError(
             f"model.path: {path} is not a transformers folder (it has no config.json); put the model there, or correct "
             "the path"
         )
+
+
+def _load(config: ModelConfig) -> tuple[Any, Any, Any]:
+    """The model, its tokenizer and its image processor. Raises UserError if they are not all there and of a family."""
+    path = config.path
+    check_folder(path)
     bounds = {"min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     try:
         family = AutoConfig.from_pretrained(path).model_type

@@ -5,17 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vtriune.integrations.verl.overrides import (
     CARRIED,
+    IGNORED,
     ONLY_LOCAL,
     Override,
     hydra_overrides,
     recipe_leaves,
 )
-from vtriune.recipe import Recipe
+from vtriune.recipe import Recipe, load_recipe
 from vtriune.types import UserError
 
 with_verl = pytest.mark.skipif(find_spec("verl") is None, reason="verl isn't installed here: make test-verl")
@@ -36,7 +37,6 @@ EVERYTHING: dict[str, Any] = PLAIN | {
     "update": {"prompts_per_update": 8, "gradient_checkpointing": True},
     "objective": {"kl_coefficient": 0.01, "dual_clip": 3.0, "normaliser": 2048.0, "truncated_is": 2.0},
     "evaluation": {"every": 5},
-    # With adapters verl wants to know the version of vllm, which isn't here.
     "verl": {
         "nodes": 2,
         "tensor_parallel": 4,
@@ -62,17 +62,15 @@ def values(fields: dict[str, Any]) -> dict[str, Any]:
 def test_every_field_of_a_recipe_is_translated_carried_or_refused() -> None:
     translated = {one.field for one in hydra_overrides(recipe(EVERYTHING), FOLDER)} - {""}
     leaves = {name for name, _ in recipe_leaves(recipe(EVERYTHING))}
-    assert translated | set(CARRIED) | set(ONLY_LOCAL) == leaves
+    assert translated | set(CARRIED) | set(IGNORED) | set(ONLY_LOCAL) == leaves
     assert not translated & set(ONLY_LOCAL)
-    assert not set(CARRIED) & set(ONLY_LOCAL)
+    assert not (set(CARRIED) | set(IGNORED)) & set(ONLY_LOCAL)
 
 
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [
         ("model", "plain", True),
-        ("model", "picture_cache", 0),
-        ("rollout", "cache_tokens", 1),
         ("update", "max_skipped_in_a_row", 1),
         ("update", "learning_rate", {"llm": 1e-6}),
         ("objective", "dynamic_sampling", 1),
@@ -83,6 +81,11 @@ def test_what_verl_has_no_counterpart_for_is_refused_by_name(section: str, key: 
     fields = PLAIN | {section: PLAIN.get(section, {}) | {key: value}}
     with pytest.raises(UserError, match=rf"{section}\.{key}: .*no counterpart in verl 0\.9"):
         hydra_overrides(recipe(fields), FOLDER)
+
+
+def test_the_demo_can_be_told_to_verl_as_it_is() -> None:
+    demo = Path(__file__).parents[3] / "recipes" / "demo.yaml"
+    assert hydra_overrides(load_recipe(demo, ["engine=verl"]), FOLDER)
 
 
 def test_each_override_has_a_reason_and_no_key_is_set_twice() -> None:
@@ -115,6 +118,8 @@ json_like = st.recursive(
 
 
 @with_verl
+@example("\\")
+@example(r"a\\'b\\")
 @given(json_like)
 def test_hydra_reads_back_the_value_that_was_written(value: Any) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser

@@ -25,8 +25,7 @@ def test_verls_configuration_has_every_key_that_the_recipe_sets(path: Path, tmp_
     assert OmegaConf.select(config, "actor_rollout_ref.rollout.n") == 8
 
 
-# With LoRA verl asks for the version of vLLM, which is not installed here.
-@pytest.mark.parametrize("path", [path for path in RECIPES if "lora" not in path.stem], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_verl_accepts_the_recipe(path: Path, tmp_path: Path) -> None:
     from vtriune.integrations.verl.main import compose_config
     from vtriune.integrations.verl.settings import Settings

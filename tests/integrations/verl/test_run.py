@@ -6,26 +6,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
+import peft
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 import vtriune
+from vtriune import cli
 from vtriune.data.schema import write_rows
+from vtriune.integrations.verl.checkpoints import read_weights
 from vtriune.local.parts import NAMES
 from vtriune.playground.dataset import rows
+from vtriune.rejudge.rejudging import Rejudging
 
 if TYPE_CHECKING:
     from tests.conftest import StartServer
@@ -37,6 +45,9 @@ pytestmark = [
 
 MODEL = Path(vtriune.__file__).parent / "playground" / "base_model"
 STEPS, PROMPTS, ANSWERS = 4, 8, 4
+MARK = "VTRIUNE_TEST_RUN"
+"""Environment variable by which the processes of a run are known, Ray's included."""
+LORA = {"rank": 4, "alpha": 8}
 LOOSE, STRICT = 0.02, 1.0
 """IoU thresholds of grounding in the first and in the second half of a run."""
 
@@ -97,6 +108,7 @@ def write_recipe(folder: Path, ranks: int) -> Path:
 def train(output: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
     """Begin `vtriune train`, which writes what it says to `output`."""
     environment = os.environ | {
+        MARK: str(output),
         "VERL_PLATFORM": "vtriune_cpu",
         "VERL_USE_EXTERNAL_MODULES": "support.plugin",
         "HF_HUB_OFFLINE": "1",
@@ -106,7 +118,18 @@ def train(output: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
     }
     command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
     with output.open("wb") as sink:
-        return subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        # In a group of its own, to which Ctrl-C can be sent as a terminal does.
+        return subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def left_over(output: Path) -> list[str]:
+    """Command lines of the processes that a run left behind."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone by now
+            if f"{MARK}={output}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +147,42 @@ def run(folder: Path) -> Path:
     output = folder / "output.txt"
     assert train(output, write_recipe(folder, ranks=2), "--out", folder / "run").wait() == 0, output.read_text()
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Path:
+    """A run of one rank with adapters and with a row that is too long, stopped by Ctrl-C in its first step."""
+    place = folder / "adapters"
+    place.mkdir()
+    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
+    for split in ("train", "test"):
+        (row,) = rows("math", "math", rare=False, split=split, count=1, seed=1)
+        row["prompt"][-1]["content"] += " very" * 300
+        write_rows([row], place / split / "long.parquet")
+    recipe["model"]["lora"] = LORA
+    recipe["data"]["train"] = [
+        {"path": "train/chart.parquet", "weight": 3, "verifier": "checksum"},
+        {"path": "train/long.parquet", "weight": 1},
+    ]
+    recipe["data"]["test"] = [{"path": "test/grounding.parquet"}, {"path": "test/long.parquet"}]
+    recipe["reward"]["load"] = ["support.verifiers:checksum"]
+    recipe["rollout"] |= {"prompts_per_step": 4, "max_new_tokens": 24, "temperature": 1.5}
+    recipe["update"]["warmup_ratio"] = 0.0
+    recipe["evaluation"] = {"responses_per_prompt": 1}
+    recipe |= {"steps": 50, "checkpoint": {"every": 50}}
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run, output = place / "run", place / "output.txt"
+    process = train(output, place / "recipe.yaml", "--out", run)
+    try:
+        while not (run / "metrics.jsonl").exists() or ("eval", 0) not in metrics(run):
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.05)
+        assert len(left_over(output)) > 5  # Ray's, as long as it runs
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130, output.read_text()
+    finally:
+        process.kill()
+    return run
 
 
 def metrics(run: Path) -> dict[tuple[str, int], dict[str, float]]:
@@ -245,3 +304,103 @@ def test_a_run_resumed_with_reward_servers_one_of_which_is_killed_has_the_same_r
         one, other = rollouts(run, step), rollouts(again, step)
         assert one.response.tolist() == other.response.tolist()
         assert one.status.tolist() == other.status.tolist()
+
+
+def test_norms_of_gradients_by_part_and_layer_make_up_the_one_that_verl_clips(run: Path) -> None:
+    output = (run.parent / "output.txt").read_text()
+    of_verl = [float(text) for text in re.findall(r"actor/grad_norm:([-+.e0-9]+)", output)]
+    assert len(of_verl) == STEPS
+    for step, whole in enumerate(of_verl, start=1):
+        row = metrics(run)["train", step]
+        assert row["all/grad_norm"] == pytest.approx(whole, rel=1e-5)
+        assert row["all/grad_norm_llm"] == row["all/grad_norm"]
+        assert not {"all/grad_norm_vision", "all/grad_norm_connector"} & row.keys()  # they are frozen
+        layers = [row[f"layer_{number:02d}/grad_norm_llm"] for number in range(3)]
+        assert 0 < sum(norm**2 for norm in layers) < whole**2
+        assert "layer_03/grad_norm_llm" not in row
+
+
+def test_the_exported_model_is_an_ordinary_folder_with_the_weights_that_verl_saved(run: Path, tmp_path: Path) -> None:
+    cli.export(run, tmp_path / "model", step=2)
+    saved = load_file(run / "checkpoints" / "global_step_2" / "actor" / "huggingface" / "model.safetensors")
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    assert exported.keys() == saved.keys()
+    assert all(torch.equal(exported[name], saved[name]) for name in saved)
+    _, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+def test_every_verdict_of_a_verl_run_is_found_again_to_the_last_bit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    again = Rejudging(run, [])
+    with again.open_judge() as judge:
+        result = again.run(judge, lambda count: None)
+    stored = pd.read_parquet(run / "rollouts")
+    assert result.agree == (stored.status == "scored").sum() > 100
+    assert not result.disagree
+
+
+def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_nothing_left_running(stopped: Path) -> None:
+    output = stopped.parent / "output.txt"
+    text = output.read_text()
+    done = max(step for split, step in metrics(stopped) if split == "train")
+    assert f"Stopped after step {done}. Go on: vtriune train --resume {stopped}" in text.splitlines()[-1]
+    assert "KeyboardInterrupt" not in text
+    assert json.loads((stopped / "run.json").read_text())["state"] == "stopped"
+    assert done < 50
+    assert (stopped / "checkpoints" / f"global_step_{done}" / "actor" / "fsdp_config.json").is_file()
+    assert not (stopped / ".stop").exists()
+    assert left_over(output) == []
+
+
+def test_answers_that_are_missing_are_listed_with_their_reason(stopped: Path) -> None:
+    listed = [json.loads(line) for line in (stopped / "quarantine.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["sample"]) for one in listed][:2] == [
+        (0, "test/long.parquet#0"),
+        (1, "train/long.parquet#0"),
+    ]
+    assert listed[0]["reason"].startswith("2 answers are missing: the prompt has ")
+    assert listed[1]["reason"].startswith(f"{ANSWERS} answers are missing: the prompt has ")
+    assert all("verl.max_prompt_tokens is 256" in one["reason"] for one in listed)
+
+
+def test_adapters_alone_learn_and_are_merged_by_export(stopped: Path, tmp_path: Path) -> None:
+    (actor,) = (stopped / "checkpoints").glob("global_step_*/actor")
+    held, base = read_weights(actor), AutoModelForImageTextToText.from_pretrained(MODEL)
+    adapted = sorted(
+        {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in held if ".lora_" in name}
+    )
+    assert adapted
+    assert all("language_model" in name for name in adapted)
+    assert all(held[f"base_model.model.{name}.lora_B.default.weight"].abs().max() > 0 for name in adapted)
+    for name, weight in base.state_dict().items():
+        layer, _, end = name.rpartition(".")
+        inside = f"{layer}.base_layer.{end}" if layer in adapted else name
+        assert torch.equal(held[f"base_model.model.{inside}"], weight), name
+
+    by_peft = peft.get_peft_model(
+        base, peft.LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=adapted)
+    )
+    by_peft.load_state_dict(held)
+    expected = by_peft.merge_and_unload().state_dict()
+    cli.export(stopped, tmp_path / "model")
+    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").state_dict()
+    assert exported.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(exported[name], weight, atol=1e-6, rtol=0)
+
+
+def test_what_breaks_in_a_worker_is_the_last_line_on_the_console(folder: Path) -> None:
+    place, output = folder / "broken", folder / "broken.txt"
+    shutil.copytree(MODEL, place / "model")
+    weights = place / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
+    recipe["model"]["path"] = "model"
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
+    last = output.read_text().splitlines()[-1]
+    assert last.startswith("error the run broke down: ")
+    assert "SafetensorError" in last
+    assert left_over(output) == []

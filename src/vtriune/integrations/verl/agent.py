@@ -5,15 +5,18 @@ Importing it registers the loop under AGENT; verl does so in every process throu
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
+import transfer_queue
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1.agent_loop_tq import apply_greedy_sampling_params
 from verl.utils.tokenizer import get_processor_token_id
 
 from vtriune.data.seeds import stable_hash
+from vtriune.integrations.verl.reasons import reason_of
 from vtriune.integrations.verl.settings import settings_of
 from vtriune.session import EVALUATION_SEED_STEP
 from vtriune.types import UserError
@@ -21,6 +24,8 @@ from vtriune.types import UserError
 AGENT = "vtriune"
 BAN = -100.0
 """Added to a logit: the least that the engines take; e^-100 of the probability is left."""
+FAILURES = "vtriune_failures"
+"""Partition of verl's queue: for each answer that broke a key with the tags `sample` and `reason`, for the trainer."""
 
 
 @register(AGENT)
@@ -40,6 +45,15 @@ class PlaceholderFreeAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
         Raises:
             UserError: a picture can't be read, or the prompt is longer than verl.max_prompt_tokens.
         """
+        try:
+            return await self._answer(sampling_params, **kwargs)
+        except Exception as error:  # whatever it is, verl only logs it and goes on without the answer
+            tag = {"sample": kwargs["extra_info"]["id"], "reason": reason_of(error)}
+            key = f"{kwargs['uid']}_{kwargs['session_id']}"
+            await transfer_queue.async_kv_put(key=key, partition_id=FAILURES, tag=tag)
+            raise
+
+    async def _answer(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         row, name = kwargs["extra_info"], self.rollout_config.name
         asked = dict(sampling_params)
         # sglang takes token ids as text, and seeds a whole engine only.
@@ -57,16 +71,27 @@ class PlaceholderFreeAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
 
     async def ct_build_initial_tokens(self, messages: Any, **kwargs: Any) -> list[int]:
         """See verl; what the processor made of the pictures is remembered."""
-        ids: list[int] = await super().ct_build_initial_tokens(messages, **kwargs)
+        try:
+            ids: list[int] = await super().ct_build_initial_tokens(messages, **kwargs)
+        except ValueError as error:  # so verl refuses a long prompt with pictures, and names its own field
+            if "prompt_length" not in str(error):
+                raise
+            raise self._too_long(next(iter(re.findall(r"\d+", str(error))), "too many")) from error
         self._image_grid = (kwargs.get("mm_inputs_out") or {}).get("image_grid_thw")
         return ids
 
     def _cap_text_prompt_length(self, prompt_ids: list[int]) -> list[int]:
         """verl cuts off the beginning of a long prompt; here it is an error."""
-        limit = self.rollout_config.prompt_length
-        if len(prompt_ids) > limit:
-            raise UserError(f"the prompt has {len(prompt_ids)} tokens; verl.max_prompt_tokens is {limit}: raise it")
+        if len(prompt_ids) > self.rollout_config.prompt_length:
+            raise self._too_long(len(prompt_ids))
         return prompt_ids
+
+    def _too_long(self, tokens: int | str) -> UserError:
+        limit = self.rollout_config.prompt_length
+        return UserError(
+            f"the prompt has {tokens} tokens, those of its pictures included; verl.max_prompt_tokens is {limit}: raise "
+            "it, lower model.max_pixels, or remove the row"
+        )
 
     def _remove_placeholders(self, output: AgentLoopOutput) -> int:
         keep = [token not in self._placeholders for token in output.response_ids]

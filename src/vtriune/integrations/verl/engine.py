@@ -1,4 +1,4 @@
-"""verl's FSDP engine with the parts of the model frozen that the recipe freezes.
+"""verl's FSDP engine with the parts of the model frozen that the recipe freezes, and gradients measured by part.
 
 Importing it puts the engine in the place of verl's own; verl does so in every process through `model.external_lib`.
 (`actor.freeze_vision_tower` is read by nothing in verl 0.9.)
@@ -7,18 +7,25 @@ Importing it puts the engine in the place of verl's own; verl does so in every p
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections import defaultdict
+from typing import Any, cast
 
-from verl.utils.device import get_device_name, get_vendor
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from verl.utils.device import get_device_id, get_device_name, get_vendor
+from verl.utils.metric import Metric
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from vtriune.local.parts import PARTS, places
+from vtriune.local.parts import PARTS, Place, gradient_figures, places
 from vtriune.types import UserError
 
 FREEZE = "VTRIUNE_FREEZE"
 """Environment variable that names the frozen parts, separated by commas: the engine is given nothing of the recipe."""
 BACKENDS = ("fsdp", "fsdp2")
+NORMS = "gradient/"
+"""Before the names of the norms among verl's figures of an update."""
 
 
 @EngineRegistry.register(
@@ -32,13 +39,43 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         model = super()._build_module()
         frozen = frozen_parts()
         trained = 0
-        for name, place in places(model).items():
+        self._places = places(model)
+        for name, place in self._places.items():
             parameter = model.get_parameter(name)
             parameter.requires_grad_(place.part not in frozen)
             trained += parameter.numel() if place.part not in frozen else 0
         if not trained:
             raise UserError(f"model.freeze: {sorted(frozen)} freezes every part; take at least one out, usually llm")
         return model
+
+    def train_batch(self, data: Any, loss_function: Any) -> Any:
+        """verl's, with the norms among the figures."""
+        outputs = super().train_batch(data, loss_function)
+        if self.is_mp_src_rank_with_outputs():
+            outputs["metrics"] |= {f"{NORMS}{name}": Metric("mean", norm) for name, norm in self._norms.items()}
+        return outputs
+
+    def optimizer_step(self) -> Any:
+        """verl's; the norms are taken before it clips."""
+        self._norms = self._gradient_norms()
+        return super().optimizer_step()
+
+    def _gradient_norms(self) -> dict[str, float]:
+        """Of the whole gradients, of which each rank holds a shard; named as the local engine's."""
+        shards: defaultdict[Place, list[Tensor]] = defaultdict(list)
+        for name, parameter in self.module.named_parameters():
+            if isinstance(parameter, DTensor) and parameter.requires_grad:
+                mesh, gradient = parameter.device_mesh, cast(DTensor | None, parameter.grad)
+                # peft's names: base_model.model.<layer>.lora_A.default.weight
+                layer, adapter, _ = name.removeprefix("base_model.model.").partition(".lora_")
+                place = self._places[f"{layer}.weight" if adapter else layer]
+                shards[place].append(torch.zeros(()) if gradient is None else gradient.to_local().float().norm())
+        device = get_device_id()
+        squares = torch.stack(
+            [torch.stack([one.to(device) for one in norms]).square().sum() for norms in shards.values()]
+        )
+        torch.distributed.all_reduce(squares, group=mesh.get_group(len(mesh.shape) - 1))
+        return gradient_figures(dict(zip(shards, squares.sqrt().tolist(), strict=True)))
 
 
 def frozen_parts() -> set[str]:

@@ -5,10 +5,13 @@ It is what `vtriune train RECIPE engine=verl` calls.
 
 from __future__ import annotations
 
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -17,16 +20,22 @@ from rich.console import Console
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
-from verl.utils.device import auto_set_device
+from verl.utils.device import auto_set_device, get_device_name
 
+from vtriune.integrations.verl.checkpoints import find_checkpoint
+from vtriune.integrations.verl.dataset import read_data
 from vtriune.integrations.verl.overrides import Override, hydra_overrides
+from vtriune.integrations.verl.reasons import cause_of, reason_of
 from vtriune.integrations.verl.settings import KEY, Settings
+from vtriune.local.model import check_folder
+from vtriune.monitor.files import is_locked
 from vtriune.monitor.rollouts import read_evaluation
-from vtriune.monitor.runs import rollout_file
+from vtriune.monitor.runs import latest_rows, read_run_file, rollout_file
 from vtriune.monitor.store import check_vacant
 from vtriune.monitor.table import before_after_table, plain
 from vtriune.monitor.trackers.base import check_installed
 from vtriune.recipe import Recipe
+from vtriune.session import STOP_FILE, Interrupted, polite_interrupt
 from vtriune.types import UserError
 
 
@@ -48,27 +57,74 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     """Run a recipe on verl from start to end, or go on from the last checkpoint in `folder`.
 
     Raises:
-        UserError: the recipe can't be translated, verl refuses the configuration, data or folder can't be used.
+        UserError: the recipe can't be translated, verl refuses the configuration, model, data, folder or machine can't
+            be used; or the run broke down, of which the worker's traceback is printed before.
+        Interrupted: Ctrl-C; the run can be resumed.
+        KeyboardInterrupt: a second Ctrl-C, or one before the run has started.
     """
-    if not resume and not replace:
+    if resume:
+        find_checkpoint(folder / "checkpoints")
+    elif not replace:
         check_vacant(folder)
     check_installed(recipe.tracking)
+    check_folder(recipe.model.path)
     settings = Settings(recipe, folder.resolve(), replace and not resume)
     config = compose_config(settings)
     if not resume:
         with open_dict(config):
             config.trainer.resume_mode = "disable"  # checkpoints of an earlier run may lie there until it is replaced
+    check_machines(recipe, config.ray_kwargs.ray_init.get("address"))
+    with console.status("Reading and checking the data"):
+        read_data(config.data[KEY]["recipe"])  # the TaskRunner does so again, but only after Ray has started
+    stop = folder / STOP_FILE
+
+    def ask_to_stop() -> None:
+        if not is_locked(folder):  # nothing has begun that could be lost
+            raise KeyboardInterrupt
+        stop.touch()
+
+    stop.unlink(missing_ok=True)
     try:
-        main_ppo.run_ppo(config, task_runner_class=ray.remote(TaskRunner))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(cause := error.cause, UserError):
-            raise UserError(str(cause)) from error
-        raise
+        with polite_interrupt(console, ask_to_stop):
+            main_ppo.run_ppo(config, task_runner_class=ray.remote(TaskRunner))
+    except ray.exceptions.RayError as error:
+        if isinstance(cause_of(error), UserError):
+            raise UserError(reason_of(error)) from error
+        console.print(plain(str(error)), soft_wrap=True)
+        again = f"; go on from its last checkpoint: vtriune train --resume {folder}" if folder.exists() else ""
+        raise UserError(f"the run broke down: {reason_of(error)} (its traceback stands above){again}") from error
     finally:
         ray.shutdown()
+        stop.unlink(missing_ok=True)
+    if read_run_file(folder).state == "stopped":
+        done = next(row["step"] for row in latest_rows(folder, "train"))
+        raise Interrupted(f"Stopped after step {done}. Go on: vtriune train --resume {folder}")
     before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, recipe.steps))
     console.print(before_after_table(before, after))
     console.print(plain(f"{recipe.steps} steps. Look closer: vtriune runs show {folder}"), soft_wrap=True)
+
+
+def check_machines(recipe: Recipe, address: str | None) -> None:
+    """Tell what this machine lacks, before Ray is started on it. Of another cluster's machines Ray tells it.
+
+    Raises:
+        UserError: the sampling engine is not installed, or this machine is alone and has fewer GPUs than are asked for.
+    """
+    verl = recipe.verl
+    if verl.rollout in ("vllm", "sglang") and find_spec(verl.rollout) is None:
+        raise UserError(f"verl.rollout: {verl.rollout} is not installed here; pip install {verl.rollout}")
+    if recipe.model.device == "cpu" and get_device_name() != "cpu":
+        raise UserError("model.device: verl has no CPU platform of its own; use engine=local, or a machine with GPUs")
+    if recipe.model.device == "cpu" or address or os.environ.get("RAY_ADDRESS"):
+        return
+    cluster = "start Ray on the machines that have them and set RAY_ADDRESS=auto (docs/cluster.md)"
+    if verl.nodes > 1:
+        raise UserError(f"verl.nodes: {verl.nodes} machines are asked for, but no cluster is named; {cluster}")
+    if (found := torch.cuda.device_count()) < verl.gpus_per_node:
+        raise UserError(
+            f"verl.gpus_per_node: {verl.gpus_per_node} GPUs are asked for, but torch sees {found} on this machine; "
+            f"lower it, or {cluster}"
+        )
 
 
 def compose_config(settings: Settings) -> DictConfig:

@@ -1,11 +1,13 @@
 """A recipe as overrides of verl's configuration: each with the recipe's field that it comes from and its reason.
 
-Every field of a recipe is in one of three lists: translated here, read by our own modules inside verl (CARRIED), or
-without a counterpart (ONLY_LOCAL): then only its default may stand there. No verl is needed to make or show them.
+Every field of a recipe is in one of four lists: translated here, read by our own modules inside verl (CARRIED), of no
+meaning there (IGNORED), or without a counterpart (ONLY_LOCAL): then only its default may stand there. No verl is needed
+to make or show them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,10 +48,14 @@ CARRIED: dict[str, str] = {
 }
 """What our modules inside verl read from the recipe itself, and where."""
 
-ONLY_LOCAL: dict[str, str] = {
-    "model.plain": "verl has one way of computing",
+IGNORED: dict[str, str] = {
     "model.picture_cache": "verl runs vision in every forward pass",
     "rollout.cache_tokens": "the sampling engine has its own: actor_rollout_ref.rollout.gpu_memory_utilization",
+}
+"""What bounds the local engine's memory and changes no result, and why verl needs none of it."""
+
+ONLY_LOCAL: dict[str, str] = {
+    "model.plain": "verl has one way of computing",
     "update.max_skipped_in_a_row": "verl skips such steps without an end; they are counted in skipped.jsonl",
     "objective.dynamic_sampling": "verl asks further prompts without a limit of rounds",
     "checkpoint.keep_best": "verl keeps the latest only",
@@ -187,6 +193,8 @@ def _model(recipe: Recipe) -> Iterator[Override]:
         yield Override(f"{MODEL}.lora_rank", model.lora.rank, "model.lora.rank", "adapters")
         yield Override(f"{MODEL}.lora_alpha", model.lora.alpha, "model.lora.alpha", "scaled by alpha / rank")
         yield Override(f"{MODEL}.target_modules", target, "model.lora.target", "the layers that get one")
+        reason = "the sampling engine is given plain weights, whichever it is and whatever parts have adapters"
+        yield Override(f"{MODEL}.lora.merge", True, "model.lora.rank", reason)
         names = [name for part in model.freeze for name in NAMES[part]]
         exclude = rf".*\b({'|'.join(names)})\b.*" if names else None
         yield Override(f"{MODEL}.exclude_modules", exclude, "model.freeze", "frozen parts get no adapters")
@@ -279,6 +287,6 @@ def _text(value: Any) -> str:
         return "{" + ",".join(f"{key}:{_text(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(_text(one) for one in value) + "]"
-    # Hydra ends a quoted text at the next quote; a backslash matters to it only before a quote.
-    text = str(value).replace("\\'", "\\\\'").replace("'", "\\'")
+    # Hydra ends a quoted text at the next quote; backslashes matter to it only before a quote, the last one too.
+    text = re.sub(r"(\\+)(?='|\Z)", r"\1\1", str(value)).replace("'", r"\'")
     return f"'{text}'"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import transfer_queue
+from ray.exceptions import RayError
 from tensordict import TensorDict
 from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
@@ -23,7 +25,10 @@ from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
 
 from vtriune.grpo.advantages import group_advantages
+from vtriune.integrations.verl.agent import FAILURES
 from vtriune.integrations.verl.dataset import SampleRows, as_row
+from vtriune.integrations.verl.engine import NORMS
+from vtriune.integrations.verl.reasons import reason_of
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
 from vtriune.monitor.alerts import Alerts
@@ -34,19 +39,20 @@ from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore
 from vtriune.monitor.table import alert_line
 from vtriune.monitor.trackers.base import Trackers, open_trackers
-from vtriune.session import new_store
-from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Verdict
+from vtriune.session import STOP_FILE, new_store
+from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, UserError, Verdict
 
 TRAINER = "vtriune"
 FIGURES = {
     "actor/pg_loss": "loss",
     "actor/pg_clipfrac": "clip_fraction",
-    "actor/grad_norm": "grad_norm",
     "actor/kl_loss": "kl",
 }
 """verl's figures of a step that ours have a name for."""
 TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "update_s"}
 """verl's timings of a step. Answers are judged while others are sampled: reward has no time of its own."""
+UNKNOWN = "see the log of verl's agent loop for the reason"
+"""What broke was beside our agent loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +99,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
 
     def fit(self, agent_loop_manager: Any) -> None:
-        """All steps from the last checkpoint on, into the run folder."""
+        """All steps from the last checkpoint on, or until it is asked to stop, into the run folder."""
         folder, first = self.settings.folder, self.global_steps
         threads = torch.get_num_threads()
         if first:
@@ -115,8 +121,12 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             if not first:
                 for row in self.train_dataset.data.set_aside:
                     self._store.quarantine(0, row.id, row.reason)
-            super().fit(agent_loop_manager)
-            self._finish()
+            try:
+                super().fit(agent_loop_manager)
+            except RayError as error:
+                raise RuntimeError(reason_of(error)) from error  # the run folder keeps it
+            if self.global_steps >= self.recipe.steps:
+                self._finish()
 
     def on_train_begin(self) -> None:
         """Catch up on the evaluation that a killed run owed when its checkpoint had been written."""
@@ -128,14 +138,28 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             self._validate()
             self.global_steps = done + 1
 
+    def on_step_end(self) -> None:
+        """Where Ctrl-C has asked for it, let this step be the last one, with a checkpoint."""
+        done = self.global_steps
+        if done < self.recipe.steps and (self.settings.folder / STOP_FILE).exists():
+            if done % self.config.trainer.save_freq:
+                self._save_checkpoint()
+            self.total_training_steps = done  # where verl's loop ends
+        super().on_step_end()
+
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """verl's step, then its row and its rollouts in the run folder."""
         began = time.monotonic()
         batch = super().step(metrics, timing_raw)
         step, judged = self.global_steps, self._judged
-        self._note_missing(step, judged)
+        size = self.recipe.rollout.prompts_per_step
+        asked = [self.train_dataset.sample(k).id for k in range((step - 1) * size, step * size)]
+        self._note_missing(step, asked, self.recipe.rollout.responses_per_prompt, judged)
         figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
+        for theirs in [name for name in metrics if name.startswith(f"actor/{NORMS}")]:
+            name = theirs.removeprefix(f"actor/{NORMS}")
+            figures[name if "/" in name else f"all/{name}"] = float(metrics.pop(theirs))
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
@@ -146,6 +170,13 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._log(step, "train", figures, timing)
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
         return batch
+
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """verl's; the first that is done with a step's answers."""
+        if not batch.keys:
+            reason = next(iter(self._failures().values()), UNKNOWN)
+            raise UserError(f"step {self.global_steps}: none of its rows got an answer, the first because {reason}")
+        return super()._balance_batch(batch, metrics)
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """Our advantages in the place of verl's, over the answers that have a verdict.
@@ -201,12 +232,12 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
                 some = [one for one in answers if one.about["decoding"] == decoding]
                 groups.extend(self._groups(some, dataset))
         answered = {one.group.sample.id for one in greedy} & {one.group.sample.id for one in sampled}
-        for _, sample in asked:
-            if sample.id not in answered:
-                self._unreadable.add(sample.id)
-                self._store.quarantine(done, sample.id, "no answer: see the log of verl's agent loop for the reason")
-        figures = source_metrics(sampled, dataset.data.shared_tasks)
-        figures |= evaluation_figures(Evaluation(evaluate_metrics(sampled), evaluate_metrics(greedy)))
+        self._unreadable |= {one.id for _, one in asked} - answered
+        self._note_missing(done, [one.id for _, one in asked], evaluation.responses_per_prompt + 1, [*sampled, *greedy])
+        scores = Evaluation(evaluate_metrics(sampled), evaluate_metrics(greedy))
+        if done == 0 and not scores.sampled:
+            raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")
+        figures = source_metrics(sampled, dataset.data.shared_tasks) | evaluation_figures(scores)
         self._store.write_evaluation(done, sampled, greedy, progress_of(done, self.recipe.steps, "test"))
         self._log(done, "eval", figures)
         return {f"val/{name}": value for name, value in figures.items()}
@@ -307,13 +338,30 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         kept = [token for k, token in enumerate(ids) if token != placeholder or k == 0 or ids[k - 1] != placeholder]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _note_missing(self, step: int, judged: Sequence[JudgedGroup]) -> None:
-        """Note rows that verl's agent loops failed on: nothing was learned from them. They come again in their turn."""
-        size = self.recipe.rollout.prompts_per_step
-        missing = {self.train_dataset.sample(k).id for k in range((step - 1) * size, step * size)}
-        missing -= {one.group.sample.id for one in judged}
-        for sample_id in sorted(missing):
-            self._store.quarantine(step, sample_id, "no answer: see the log of verl's agent loop for the reason")
+    def _note_missing(self, step: int, asked: Sequence[str], each: int, judged: Sequence[JudgedGroup]) -> None:
+        """Note answers that verl's agent loops failed on, which nobody judged. Their rows come again in their turn.
+
+        Args:
+            step: training steps done with the one that asked.
+            asked: ids of samples.
+            each: how many answers each was to get.
+            judged: what came.
+        """
+        missing = Counter([*asked] * each)
+        for one in judged:
+            missing[one.group.sample.id] -= len(one.group.rollouts)
+        reasons = self._failures()
+        for sample_id in sorted(one for one, count in missing.items() if count > 0):
+            reason = reasons.get(sample_id, UNKNOWN)
+            self._store.quarantine(step, sample_id, f"{missing[sample_id]} answers are missing: {reason}")
+
+    @staticmethod
+    def _failures() -> dict[str, str]:
+        """The first reason of each sample whose agent loops failed, by its id. They are told once."""
+        tags = (transfer_queue.kv_list(FAILURES) or {}).get(FAILURES, {})
+        if tags:
+            transfer_queue.kv_clear(keys=list(tags), partition_id=FAILURES)
+        return {tag["sample"]: tag["reason"] for _, tag in sorted(tags.items(), reverse=True)}
 
     def _finish(self) -> None:
         """Compare the last evaluation with the first one."""
