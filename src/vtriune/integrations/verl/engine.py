@@ -1,4 +1,4 @@
-"""verl's FSDP engine with the parts of the model frozen that the recipe freezes.
+"""verl's FSDP engine, with frozen parts, warm-up and figures as the local engine has them.
 
 Importing it puts the engine in the place of verl's own; verl does so in every process through `model.external_lib`.
 (`actor.freeze_vision_tower` is read by nothing in verl 0.9.)
@@ -9,7 +9,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from verl.utils.device import get_device_name, get_vendor
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from verl.utils import tensordict_utils
+from verl.utils.device import get_device_id, get_device_name, get_vendor
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
@@ -39,6 +43,34 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if not trained:
             raise UserError(f"model.freeze: {sorted(frozen)} freezes every part; take at least one out, usually llm")
         return model
+
+    def _build_lr_scheduler(self, optimizer: Any) -> Any:
+        """verl's warm-up begins with a rate of 0, which wastes a step, and rounds its length down."""
+        config = self.optimizer_config
+        if config.lr_scheduler_type != "constant" or config.lr_warmup_steps > 0:
+            return super()._build_lr_scheduler(optimizer)
+        length = max(1.0, config.lr_warmup_steps_ratio * config.total_training_steps)
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
+
+    def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
+        """verl divides a mean over answers by all of an optimizer step, those without a verdict too."""
+        if not forward_only:
+            answers = sum(bool(mask.any()) for mask in data["loss_mask"].unbind())
+            total = torch.tensor(answers, device=get_device_id())
+            torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
+            tensordict_utils.assign_non_tensor(data, global_batch_size=total.item())
+        return super().forward_backward_batch(data, loss_function, forward_only)
+
+    def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
+        """verl takes the plain mean of means over the tokens of micro-batches, such as the share that was clipped."""
+        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        for name, metric in output["metrics"].items():
+            if isinstance(metric, Metric) and metric.aggregation is AggregationType.MEAN:
+                share = micro_batch["response_mask"].values().sum().item() / micro_batch["batch_num_tokens"]
+                # The sum over ranks, of which verl takes the mean.
+                value = metric.aggregate() * share * micro_batch["dp_size"]
+                output["metrics"][name] = Metric(AggregationType.SUM, value)
+        return loss, output
 
 
 def frozen_parts() -> set[str]:

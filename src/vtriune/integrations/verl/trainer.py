@@ -21,11 +21,13 @@ from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.seqlen_balancing import calculate_workload
 
 from vtriune.grpo.advantages import group_advantages
 from vtriune.integrations.verl.dataset import SampleRows, as_row
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
+from vtriune.integrations.verl.updates import arrange
 from vtriune.monitor.alerts import Alerts
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics, evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
@@ -39,10 +41,10 @@ from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Ver
 
 TRAINER = "vtriune"
 FIGURES = {
-    "actor/pg_loss": "loss",
-    "actor/pg_clipfrac": "clip_fraction",
+    "actor/loss": "loss",
     "actor/grad_norm": "grad_norm",
     "actor/kl_loss": "kl",
+    "vtriune/logprob_gap": "logprob_gap",
 }
 """verl's figures of a step that ours have a name for."""
 TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "update_s"}
@@ -136,6 +138,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._note_missing(step, judged)
         figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
+        # verl counts apart those that dual_clip limits.
+        figures["all/clip_fraction"] = float(metrics["actor/pg_clipfrac"] + metrics["actor/pg_clipfrac_lower"])
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
@@ -145,6 +149,38 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         timing["step_s"] = time.monotonic() - began
         self._log(step, "train", figures, timing)
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
+        return batch
+
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """verl's, which fills the batch up; then rows are put in the order of updates.py."""
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        real = [k for k, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        rows = transfer_queue.kv_batch_get(
+            keys=[batch.keys[k] for k in real],
+            partition_id=batch.partition_id,
+            select_fields=["extra_info", "extra_fields"],
+        )
+        prompts: dict[int, list[int]] = {}
+        scored: set[int] = set()
+        abouts, extras = _column(rows["extra_info"]), _column(rows["extra_fields"])
+        for k, about, extra in sorted(
+            zip(real, abouts, extras, strict=True), key=lambda row: _session(batch.keys[row[0]])
+        ):
+            prompts.setdefault(about["index"], []).append(k)
+            if extra["reward_extra_info"]["status"] == Status.SCORED:
+                scored.add(about["index"])
+        teaching = [prompts[index] for index in sorted(scored)]
+        others = [k for index in sorted(prompts.keys() - scored) for k in prompts[index]]
+        others += [k for k in range(len(batch.keys)) if k not in set(real)]
+        sizes = self.config.actor_rollout_ref
+        order = arrange(
+            teaching,
+            others,
+            calculate_workload(torch.tensor([tag["seq_len"] for tag in batch.tags])).tolist(),
+            size=sizes.actor.ppo_mini_batch_size * sizes.rollout.n,
+            ranks=max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+        )
+        batch.reorder(order)
         return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
@@ -164,8 +200,12 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         }
         scored = {one.key: one.verdict.status is Status.SCORED for one in answers}
         rows = transfer_queue.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"]
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["response_mask", "old_log_probs", "rollout_log_probs"],
         )
+        gaps = rows["old_log_probs"].values() - rows["rollout_log_probs"].values()
+        metrics["vtriune/logprob_gap"] = gaps.abs().max().item()
         masks, advantages = [], []
         for key, mask in zip(batch.keys, rows["response_mask"].unbind(), strict=True):
             # A key that has no answer is one of the rows that verl fills a batch up with.
@@ -264,7 +304,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             answers.append(
                 _Answer(
                     key,
-                    int(key.rsplit("_", 2)[1]),
+                    _session(key),
                     row["extra_info"],
                     row["prompts"].numpy(),
                     extra["image_sizes"],
@@ -320,6 +360,11 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
         minutes = self._store.elapsed / 60
         self._store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
+
+
+def _session(key: str) -> int:
+    """Which answer to its prompt a row of verl's queue holds."""
+    return int(key.rsplit("_", 2)[1])
 
 
 def _column(values: Any) -> list[Any]:
