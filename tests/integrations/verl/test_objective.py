@@ -132,7 +132,7 @@ def of_verl(
     worth = [*np.concatenate(advantages).astype(np.float32), 0.0]
 
     def rows(values: Any) -> list[Tensor]:
-        return list(torch.cat([torch.as_tensor(values), torch.zeros(lengths[-1])]).split(lengths))
+        return list(torch.split(torch.cat([torch.as_tensor(values), torch.zeros(lengths[-1])]), lengths))
 
     def of_sequences(values: Any) -> Any:
         """As a model gives them: at each token what it says of the next one."""

@@ -17,6 +17,7 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from vtriune.integrations.verl.settings import BAN
 from vtriune.local.parts import PARTS, places
 from vtriune.types import UserError
 
@@ -51,6 +52,19 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             return super()._build_lr_scheduler(optimizer)
         length = max(1.0, config.lr_warmup_steps_ratio * config.total_training_steps)
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
+
+    def prepare_model_outputs(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """The policy has no placeholder tokens, as when answers were sampled; else their rows of the head are trained.
+
+        verl's fused kernels keep logits to themselves: with them the placeholders stay.
+        """
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            config = self.model_config.hf_config
+            ban = logits.new_zeros(logits.shape[-1])
+            ban[[config.image_token_id, config.video_token_id]] = BAN
+            logits.add_(ban)  # a sum in place: the backward pass needs no copy of the logits
+        return super().prepare_model_outputs(output, *args, **kwargs)
 
     def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
         """verl divides a mean over answers by all of an optimizer step, those without a verdict too."""

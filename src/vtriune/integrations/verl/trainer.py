@@ -42,6 +42,7 @@ from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Ver
 TRAINER = "vtriune"
 FIGURES = {
     "actor/loss": "loss",
+    "actor/pg_clipfrac": "clip_fraction",
     "actor/grad_norm": "grad_norm",
     "actor/kl_loss": "kl",
     "vtriune/logprob_gap": "logprob_gap",
@@ -138,8 +139,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._note_missing(step, judged)
         figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
-        # verl counts apart those that dual_clip limits.
-        figures["all/clip_fraction"] = float(metrics["actor/pg_clipfrac"] + metrics["actor/pg_clipfrac_lower"])
+        if "all/clip_fraction" in figures:  # verl counts apart what dual_clip limits
+            figures["all/clip_fraction"] += float(metrics.get("actor/pg_clipfrac_lower", 0.0))
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
@@ -152,7 +153,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         return batch
 
     def _balance_batch(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """verl's, which fills the batch up; then rows are put in the order of updates.py."""
+        """verl's, which fills the batch up to whole optimizer steps; then rows are put in the order of updates.py."""
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         real = [k for k, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         rows = transfer_queue.kv_batch_get(
@@ -160,18 +161,18 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             partition_id=batch.partition_id,
             select_fields=["extra_info", "extra_fields"],
         )
-        prompts: dict[int, list[int]] = {}
-        scored: set[int] = set()
-        abouts, extras = _column(rows["extra_info"]), _column(rows["extra_fields"])
-        for k, about, extra in sorted(
-            zip(real, abouts, extras, strict=True), key=lambda row: _session(batch.keys[row[0]])
-        ):
-            prompts.setdefault(about["index"], []).append(k)
-            if extra["reward_extra_info"]["status"] == Status.SCORED:
-                scored.add(about["index"])
-        teaching = [prompts[index] for index in sorted(scored)]
-        others = [k for index in sorted(prompts.keys() - scored) for k in prompts[index]]
-        others += [k for k in range(len(batch.keys)) if k not in set(real)]
+        known = sorted(
+            (about["index"], _session(batch.keys[k]), k, extra["reward_extra_info"]["status"] == Status.SCORED)
+            for k, about, extra in zip(real, _column(rows["extra_info"]), _column(rows["extra_fields"]), strict=True)
+        )
+        teaching: list[list[int]] = []
+        others = sorted(set(range(len(batch.keys))) - set(real))
+        for _, group in groupby(known, key=lambda row: row[0]):
+            _, _, members, scored = zip(*group, strict=True)
+            if any(scored):
+                teaching.append(list(members))
+            else:
+                others += members
         sizes = self.config.actor_rollout_ref
         order = arrange(
             teaching,

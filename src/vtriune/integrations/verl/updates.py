@@ -26,8 +26,8 @@ def arrange(
         size: rows of an optimizer step.
         ranks: a divisor of `size`.
 
-    >>> arrange([[5, 3], [0, 1]], [2, 4, 6, 7], [1] * 8, size=4, ranks=2)
-    [2, 3, 0, 1, 4, 5, 6, 7]
+    >>> arrange([[4, 2], [0, 5]], [1, 3], [1] * 6, size=3, ranks=1)
+    [4, 2, 1, 0, 5, 3]
     """
     filling = iter(others)
     order: list[list[int]] = [[] for _ in range(ranks)]
