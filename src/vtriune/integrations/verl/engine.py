@@ -10,9 +10,10 @@ import os
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from verl.utils import tensordict_utils
-from verl.utils.device import get_device_id, get_device_name, get_vendor
+from verl.utils.device import get_device_name, get_vendor
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
@@ -70,7 +71,7 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """verl divides a mean over answers by all of an optimizer step, those without a verdict too."""
         if not forward_only:
             answers = sum(bool(mask.any()) for mask in data["loss_mask"].unbind())
-            total = torch.tensor(answers, device=get_device_id())
+            total = torch.tensor(answers, device=get_device_name())
             torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
             tensordict_utils.assign_non_tensor(data, global_batch_size=total.item())
         return super().forward_backward_batch(data, loss_function, forward_only)
@@ -85,6 +86,16 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
                 value = metric.aggregate() * share * micro_batch["dp_size"]
                 output["metrics"][name] = Metric(AggregationType.SUM, value)
         return loss, output
+
+    def optimizer_step(self) -> Any:
+        """Where nothing was learned nothing changes; AdamW would go on with its momentum and its decay."""
+        gradients = [one.grad for one in self.module.parameters() if one.grad is not None]
+        shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
+        learned = torch.stack([shard.any() for shard in shards]).any().int()
+        torch.distributed.all_reduce(learned, op=torch.distributed.ReduceOp.MAX)
+        if not learned:
+            self.optimizer.zero_grad(set_to_none=True)
+        return super().optimizer_step()
 
 
 def frozen_parts() -> set[str]:

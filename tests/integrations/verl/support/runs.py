@@ -51,7 +51,12 @@ def write_recipe(folder: Path, ranks: int) -> Path:
             "test": [{"path": "test/math.parquet"}, {"path": "test/grounding.parquet"}],
         },
         "reward": {"workers": 1, "load": ["support.verifiers:unreliable"]},
-        "rollout": {"prompts_per_step": PROMPTS, "responses_per_prompt": ANSWERS, "max_new_tokens": 48},
+        "rollout": {
+            "prompts_per_step": PROMPTS,
+            "responses_per_prompt": ANSWERS,
+            "max_new_tokens": 48,
+            "temperature": 1.3,  # answers to one prompt shall differ
+        },
         "update": {
             "learning_rate": 5e-4,
             "warmup_ratio": 0.5,
