@@ -75,12 +75,22 @@ def nested(rows: list[Any]) -> Any:
     return torch.nested.as_nested_tensor([torch.as_tensor(row) for row in rows], layout=torch.jagged)
 
 
+@pytest.fixture(scope="module")
+def loaded() -> tuple[VisionLanguageModel, dict[str, Tensor]]:
+    """The model, and its weights to begin each test with."""
+    vlm = VisionLanguageModel(recipe_of({}).model)
+    return vlm, {name: weight.clone() for name, weight in vlm.model.state_dict().items()}
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-def test_loss_gradient_and_figures_are_those_of_the_learner(objective: dict[str, Any]) -> None:
+def test_loss_gradient_and_figures_are_those_of_the_learner(
+    objective: dict[str, Any], loaded: tuple[VisionLanguageModel, dict[str, Tensor]]
+) -> None:
     recipe = recipe_of(objective)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    vlm = VisionLanguageModel(recipe.model)
+    vlm, start = loaded
+    vlm.model.load_state_dict(start)
     learner = Learner(vlm, recipe.update, recipe.rollout.temperature, recipe.objective)
     questions = [(Message("user", "What is " + "1 + " * k + "1?"),) for k in range(len(LENGTHS))]
     prompts = [vlm.encode(Sample(str(k), "a", "a", asked, (), REWARD)) for k, asked in enumerate(questions)]

@@ -58,7 +58,7 @@ def write_recipe(folder: Path, ranks: int) -> Path:
             "temperature": 1.3,  # answers to one prompt shall differ
         },
         "update": {
-            "learning_rate": 5e-4,
+            "learning_rate": 8e-4,
             "warmup_ratio": 0.5,
             "epsilon_low": 0.1,
             "epsilon_high": 0.14,
