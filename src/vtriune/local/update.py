@@ -124,7 +124,15 @@ def split(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
     >>> split("abcdefghi", 4)
     ['abc', 'def', 'ghi']
     """
-    count = -(-len(items) // most)
+    return evenly(items, -(-len(items) // most))
+
+
+def evenly(items: Sequence[Item], count: int) -> list[Sequence[Item]]:
+    """`count` runs of items whose sizes differ by at most one.
+
+    >>> evenly("abcde", 2)
+    ['ab', 'cde']
+    """
     return [items[a:b] for a, b in pairwise(len(items) * k // count for k in range(count + 1))]
 
 

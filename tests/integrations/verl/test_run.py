@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +22,21 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.integrations.verl.support.runs import (
+    ANSWERS,
+    LOOSE,
+    MARK,
+    MODEL,
+    PROMPTS,
+    STEPS,
+    STRICT,
+    metrics,
+    rollouts,
+    train,
+    write_recipe,
+)
 from transformers import AutoModelForImageTextToText
 
-import vtriune
 from vtriune import cli
 from vtriune.data.schema import write_rows
 from vtriune.integrations.verl.checkpoints import read_weights
@@ -43,83 +52,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("verl") is None, reason="verl isn't installed here: make test-verl"),
 ]
 
-MODEL = Path(vtriune.__file__).parent / "playground" / "base_model"
-STEPS, PROMPTS, ANSWERS = 4, 8, 4
-MARK = "VTRIUNE_TEST_RUN"
-"""Environment variable by which the processes of a run are known, Ray's included."""
 LORA = {"rank": 4, "alpha": 8}
-LOOSE, STRICT = 0.02, 1.0
-"""IoU thresholds of grounding in the first and in the second half of a run."""
-
-
-def write_recipe(folder: Path, ranks: int) -> Path:
-    for split, count in (("train", 16), ("test", 2)):
-        for task in ("math", "chart", "grounding"):
-            write_rows(
-                rows(task, task, rare=False, split=split, count=count, seed=0),  # type: ignore[arg-type]
-                folder / split / f"{task}.parquet",
-            )
-    recipe = {
-        "steps": STEPS,
-        "engine": "verl",
-        "threads": 1,
-        "model": {"path": str(MODEL), "device": "cpu"},
-        "data": {
-            "prompt_pool": False,
-            "train": [
-                {"path": "train/math.parquet", "weight": 1},
-                {"path": "train/chart.parquet", "weight": 1, "verifier": "unreliable"},
-                {
-                    "path": "train/grounding.parquet",
-                    "weight": 2,
-                    "verifier_parm": {"iou_threshold": [[0.0, LOOSE], [0.5, STRICT]]},
-                },
-            ],
-            "test": [{"path": "test/math.parquet"}, {"path": "test/grounding.parquet"}],
-        },
-        "reward": {"workers": 1, "load": ["support.verifiers:unreliable"]},
-        "rollout": {"prompts_per_step": PROMPTS, "responses_per_prompt": ANSWERS, "max_new_tokens": 48},
-        "update": {"learning_rate": 1e-3, "tokens_per_batch": 2048},
-        "evaluation": {"every": 2, "responses_per_prompt": 2},
-        "checkpoint": {"every": 2},
-        "verl": {
-            "gpus_per_node": ranks,
-            "rollout": "transformers_cpu",
-            "max_prompt_tokens": 256,
-            "overrides": [
-                "actor_rollout_ref.model.use_remove_padding=false",
-                "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
-                "actor_rollout_ref.actor.use_torch_compile=false",
-                "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
-                "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
-                "actor_rollout_ref.rollout.agent.num_workers=1",
-                "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-                "ray_kwargs.ray_init.num_cpus=16",  # logical, as the GPUs
-                f"+ray_kwargs.ray_init.num_gpus={ranks}",
-                "+ray_kwargs.ray_init.include_dashboard=false",
-            ],
-        },
-    }
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
-
-
-def train(output: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
-    """Begin `vtriune train`, which writes what it says to `output`."""
-    environment = os.environ | {
-        MARK: str(output),
-        "VERL_PLATFORM": "vtriune_cpu",
-        "VERL_USE_EXTERNAL_MODULES": "support.plugin",
-        "HF_HUB_OFFLINE": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
-    with output.open("wb") as sink:
-        # In a group of its own, to which Ctrl-C can be sent as a terminal does.
-        return subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
 
 
 def left_over(output: Path) -> list[str]:
@@ -130,23 +63,6 @@ def left_over(output: Path) -> list[str]:
             if f"{MARK}={output}".encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where runs lie; in the environment of every process, `support` can be imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        places = Path(vtriune.__file__).parents[1], Path(__file__).parent
-        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
-        yield tmp_path_factory.mktemp("verl")
-
-
-@pytest.fixture(scope="module")
-def run(folder: Path) -> Path:
-    """A finished run of two ranks."""
-    output = folder / "output.txt"
-    assert train(output, write_recipe(folder, ranks=2), "--out", folder / "run").wait() == 0, output.read_text()
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +83,7 @@ def stopped(folder: Path) -> Path:
     recipe["data"]["test"] = [{"path": "test/grounding.parquet"}, {"path": "test/long.parquet"}]
     recipe["reward"]["load"] = ["support.verifiers:checksum"]
     recipe["rollout"] |= {"prompts_per_step": 4, "max_new_tokens": 24, "temperature": 1.5}
-    recipe["update"]["warmup_ratio"] = 0.0
+    recipe["update"] |= {"warmup_ratio": 0.0, "prompts_per_update": 4}
     recipe["evaluation"] = {"responses_per_prompt": 1}
     recipe |= {"steps": 50, "checkpoint": {"every": 50}}
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -183,16 +99,6 @@ def stopped(folder: Path) -> Path:
     finally:
         process.kill()
     return run
-
-
-def metrics(run: Path) -> dict[tuple[str, int], dict[str, float]]:
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return {(line["split"], line["step"]): line["metrics"] for line in lines}
-
-
-def rollouts(run: Path, step: int) -> pd.DataFrame:
-    table = pd.read_parquet(run / "rollouts" / f"step-{step:06d}.parquet")
-    return table.assign(iou=[json.loads(report).get("mean_iou") for report in table.report])
 
 
 def test_every_step_has_figures_of_every_source_that_it_asked(run: Path) -> None:
@@ -248,7 +154,7 @@ def test_the_threshold_follows_the_schedule(run: Path) -> None:
     assert between == [True, True], "no answer in a half that the two thresholds judge differently"
 
 
-def test_an_answer_without_a_verdict_enters_neither_the_mean_nor_the_loss(run: Path) -> None:
+def test_an_answer_without_a_verdict_enters_no_mean(run: Path) -> None:
     mixed = 0
     for step in range(1, STEPS + 1):
         table, row = rollouts(run, step), metrics(run)["train", step]
@@ -262,11 +168,6 @@ def test_an_answer_without_a_verdict_enters_neither_the_mean_nor_the_loss(run: P
             spread = rewards.std(ddof=1) if len(rewards) > 1 else 0.0
             expected = (rewards - rewards.mean()) / (spread + 1e-6) if spread else np.zeros(len(rewards))
             assert group.advantage.to_numpy() == pytest.approx(expected, abs=1e-6)
-        # One update on policy: all ratios are 1, so that the loss follows from advantages and lengths alone.
-        scored = table[table.status == "scored"]
-        assert row["all/loss"] == pytest.approx(
-            -(scored.advantage * scored.tokens).sum() / scored.tokens.sum(), abs=1e-5
-        )
     assert mixed > 0, "in no group that teaches something a verifier broke"
 
 
@@ -333,7 +234,7 @@ def test_the_exported_model_is_an_ordinary_folder_with_the_weights_that_verl_sav
 
 def test_every_verdict_of_a_verl_run_is_found_again_to_the_last_bit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    again = Rejudging(run, [])
+    again = Rejudging(run, [], load=["support.verifiers:unreliable"])
     with again.open_judge() as judge:
         result = again.run(judge, lambda count: None)
     stored = pd.read_parquet(run / "rollouts")

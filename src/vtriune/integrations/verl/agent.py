@@ -17,13 +17,11 @@ from verl.utils.tokenizer import get_processor_token_id
 
 from vtriune.data.seeds import stable_hash
 from vtriune.integrations.verl.reasons import reason_of
-from vtriune.integrations.verl.settings import settings_of
+from vtriune.integrations.verl.settings import BAN, settings_of
 from vtriune.session import EVALUATION_SEED_STEP
 from vtriune.types import UserError
 
 AGENT = "vtriune"
-BAN = -100.0
-"""Added to a logit: the least that the engines take; e^-100 of the probability is left."""
 FAILURES = "vtriune_failures"
 """Partition of verl's queue: for each answer that broke a key with the tags `sample` and `reason`, for the trainer."""
 

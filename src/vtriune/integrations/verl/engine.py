@@ -1,4 +1,4 @@
-"""verl's FSDP engine with the parts of the model frozen that the recipe freezes, and gradients measured by part.
+"""verl's FSDP engine with frozen parts, warm-up and figures as the local engine has them, gradients measured by part.
 
 Importing it puts the engine in the place of verl's own; verl does so in every process through `model.external_lib`.
 (`actor.freeze_vision_tower` is read by nothing in verl 0.9.)
@@ -13,11 +13,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
+from verl.utils import tensordict_utils
 from verl.utils.device import get_device_id, get_device_name, get_vendor
-from verl.utils.metric import Metric
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
+from vtriune.integrations.verl.settings import BAN
 from vtriune.local.parts import PARTS, Place, gradient_figures, places
 from vtriune.types import UserError
 
@@ -55,9 +58,59 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             outputs["metrics"] |= {f"{NORMS}{name}": Metric("mean", norm) for name, norm in self._norms.items()}
         return outputs
 
+    def _build_lr_scheduler(self, optimizer: Any) -> Any:
+        """verl's warm-up begins with a rate of 0, which wastes a step, and rounds its length down."""
+        config = self.optimizer_config
+        if config.lr_scheduler_type != "constant" or config.lr_warmup_steps > 0:
+            return super()._build_lr_scheduler(optimizer)
+        length = max(1.0, config.lr_warmup_steps_ratio * config.total_training_steps)
+        return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / length))
+
+    def prepare_model_outputs(self, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """The policy has no placeholder tokens, as when answers were sampled; else their rows of the head are trained.
+
+        verl's fused kernels keep logits to themselves: with them the placeholders stay.
+        """
+        logits = getattr(output, "logits", None)
+        if logits is not None:
+            config = self.model_config.hf_config
+            ban = logits.new_zeros(logits.shape[-1])
+            ban[[config.image_token_id, config.video_token_id]] = BAN
+            logits.add_(ban)  # a sum in place: the backward pass needs no copy of the logits
+        return super().prepare_model_outputs(output, *args, **kwargs)
+
+    def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
+        """verl divides a mean over answers by all of an optimizer step, those without a verdict too."""
+        if not forward_only:
+            answers = sum(bool(mask.any()) for mask in data["loss_mask"].unbind())
+            total = torch.tensor(answers, device=get_device_name())
+            torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
+            tensordict_utils.assign_non_tensor(data, global_batch_size=total.item())
+        return super().forward_backward_batch(data, loss_function, forward_only)
+
+    def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
+        """verl takes the plain mean of means over the tokens of micro-batches, such as the share that was clipped."""
+        loss, output = super().forward_step(micro_batch, loss_function, forward_only)
+        for name, metric in output["metrics"].items():
+            if isinstance(metric, Metric) and metric.aggregation is AggregationType.MEAN:
+                share = micro_batch["response_mask"].values().sum().item() / micro_batch["batch_num_tokens"]
+                # The sum over ranks, of which verl takes the mean.
+                value = metric.aggregate() * share * micro_batch["dp_size"]
+                output["metrics"][name] = Metric(AggregationType.SUM, value)
+        return loss, output
+
     def optimizer_step(self) -> Any:
-        """verl's; the norms are taken before it clips."""
+        """Where nothing was learned nothing changes; AdamW would go on with its momentum and its decay.
+
+        Norms are taken before verl clips.
+        """
         self._norms = self._gradient_norms()
+        gradients = [one.grad for one in self.module.parameters() if one.grad is not None]
+        shards = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
+        learned = torch.stack([shard.any() for shard in shards]).any().int()
+        torch.distributed.all_reduce(learned, op=torch.distributed.ReduceOp.MAX)
+        if not learned:
+            self.optimizer.zero_grad(set_to_none=True)
         return super().optimizer_step()
 
     def _gradient_norms(self) -> dict[str, float]:

@@ -14,6 +14,8 @@ from vtriune.recipe import Recipe
 
 KEY = "vtriune"
 """In verl's section `data`."""
+BAN = -100.0
+"""Added to a placeholder's logit: the least that sampling engines take; e^-100 of its probability is left."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from transformers import GenerationConfig
 from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer
 from verl.utils import tensordict_utils
 from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.seqlen_balancing import calculate_workload
 
 from vtriune.grpo.advantages import group_advantages
 from vtriune.integrations.verl.agent import FAILURES
@@ -31,6 +32,7 @@ from vtriune.integrations.verl.engine import NORMS
 from vtriune.integrations.verl.reasons import reason_of
 from vtriune.integrations.verl.reward import decode_verdict, image_sizes, progress_of
 from vtriune.integrations.verl.settings import settings_of
+from vtriune.integrations.verl.updates import arrange
 from vtriune.monitor.alerts import Alerts
 from vtriune.monitor.evaluation import Evaluation, evaluate_metrics, evaluation_figures, summarize
 from vtriune.monitor.metrics import source_metrics
@@ -44,9 +46,10 @@ from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, Use
 
 TRAINER = "vtriune"
 FIGURES = {
-    "actor/pg_loss": "loss",
+    "actor/loss": "loss",
     "actor/pg_clipfrac": "clip_fraction",
     "actor/kl_loss": "kl",
+    "vtriune/logprob_gap": "logprob_gap",
 }
 """verl's figures of a step that ours have a name for."""
 TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "update_s"}
@@ -160,6 +163,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         for theirs in [name for name in metrics if name.startswith(f"actor/{NORMS}")]:
             name = theirs.removeprefix(f"actor/{NORMS}")
             figures[name if "/" in name else f"all/{name}"] = float(metrics.pop(theirs))
+        if "all/clip_fraction" in figures:  # verl counts apart what dual_clip limits
+            figures["all/clip_fraction"] += float(metrics.get("actor/pg_clipfrac_lower", 0.0))
         if not math.isfinite(metrics["actor/grad_norm"]):
             self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
@@ -171,12 +176,43 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
         return batch
 
-    def _balance_batch(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """verl's; the first that is done with a step's answers."""
+    def _balance_batch(self, batch: Any, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """verl's, which fills the batch up to whole optimizer steps; then rows are put in the order of updates.py.
+
+        It is the first that is done with a step's answers.
+        """
         if not batch.keys:
             reason = next(iter(self._failures().values()), UNKNOWN)
             raise UserError(f"step {self.global_steps}: none of its rows got an answer, the first because {reason}")
-        return super()._balance_batch(batch, metrics)
+        batch = super()._balance_batch(batch, metrics, *args, **kwargs)
+        real = [k for k, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        rows = transfer_queue.kv_batch_get(
+            keys=[batch.keys[k] for k in real],
+            partition_id=batch.partition_id,
+            select_fields=["extra_info", "extra_fields"],
+        )
+        known = sorted(
+            (about["index"], _session(batch.keys[k]), k, extra["reward_extra_info"]["status"] == Status.SCORED)
+            for k, about, extra in zip(real, _column(rows["extra_info"]), _column(rows["extra_fields"]), strict=True)
+        )
+        teaching: list[list[int]] = []
+        others = sorted(set(range(len(batch.keys))) - set(real))
+        for _, group in groupby(known, key=lambda row: row[0]):
+            _, _, members, scored = zip(*group, strict=True)
+            if any(scored):
+                teaching.append(list(members))
+            else:
+                others += members
+        sizes = self.config.actor_rollout_ref
+        order = arrange(
+            teaching,
+            others,
+            calculate_workload(torch.tensor([tag["seq_len"] for tag in batch.tags])).tolist(),
+            size=sizes.actor.ppo_mini_batch_size * sizes.rollout.n,
+            ranks=max(self.actor_rollout_wg._dispatch_info["actor"]) + 1,
+        )
+        batch.reorder(order)
+        return batch
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """Our advantages in the place of verl's, over the answers that have a verdict.
@@ -195,8 +231,12 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         }
         scored = {one.key: one.verdict.status is Status.SCORED for one in answers}
         rows = transfer_queue.kv_batch_get(
-            keys=batch.keys, partition_id=batch.partition_id, select_fields=["response_mask"]
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["response_mask", "old_log_probs", "rollout_log_probs"],
         )
+        gaps = rows["old_log_probs"].values() - rows["rollout_log_probs"].values()
+        metrics["vtriune/logprob_gap"] = gaps.abs().max().item()
         masks, advantages = [], []
         for key, mask in zip(batch.keys, rows["response_mask"].unbind(), strict=True):
             # A key that has no answer is one of the rows that verl fills a batch up with.
@@ -296,7 +336,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             answers.append(
                 _Answer(
                     key,
-                    int(key.rsplit("_", 2)[1]),
+                    _session(key),
                     row["extra_info"],
                     row["prompts"].numpy(),
                     extra["image_sizes"],
@@ -369,6 +409,11 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, steps))
         minutes = self._store.elapsed / 60
         self._store.finish(summarize(before, after, minutes=minutes, steps=steps, seed=self.recipe.seed))
+
+
+def _session(key: str) -> int:
+    """Which answer to its prompt a row of verl's queue holds."""
+    return int(key.rsplit("_", 2)[1])
 
 
 def _column(values: Any) -> list[Any]:
