@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtriune.monitor.files import DamagedRun, append_row, cut_rows, read_rows, read_rows_backward, replacing, write_json
+from vtriune.monitor.files import (
+    DamagedRun,
+    append_row,
+    cut_rows,
+    read_rows,
+    read_rows_backward,
+    read_rows_from,
+    replacing,
+    write_json,
+)
 
 
 def backward(path: Path) -> list[dict[str, object]]:
@@ -59,8 +68,10 @@ def test_damage_before_the_last_line_is_named_and_not_skipped(tmp_path: Path, ga
     append_row(path, {"step": 1})
     with pytest.raises(DamagedRun, match=r"rows\.jsonl line 2"):
         list(read_rows(path))
-    with pytest.raises(DamagedRun, match=r"rows\.jsonl byte"):
+    with pytest.raises(DamagedRun, match=r"rows\.jsonl line 2"):
         backward(path)
+    with pytest.raises(DamagedRun, match=r"rows\.jsonl line 2"):
+        list(read_rows_from(path, path.read_bytes().index(b"\n") + 1))
 
 
 def test_a_missing_file_is_damage(tmp_path: Path) -> None:

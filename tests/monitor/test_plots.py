@@ -233,6 +233,11 @@ def test_a_run_without_the_figures_is_told_which_are_missing(tmp_path: Path, nam
         draw(name, [tmp_path / "run"])
 
 
+def test_a_folder_without_a_run_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run; give a folder that vtriune train wrote"):
+        draw("fig13", [tmp_path])
+
+
 def test_more_sources_than_fit_want_a_choice(tmp_path: Path, judged: Judged) -> None:
     names = [f"source_{number:02d}" for number in range(MOST_SOURCES + 1)]
     with RunStore.create(tmp_path / "run", recipe={}, total_steps=1, threads=1) as store:

@@ -200,7 +200,7 @@ def test_runs_are_listed_the_latest_first(client: TestClient, runs: Path) -> Non
 def test_an_empty_folder_has_no_runs(tmp_path: Path) -> None:
     with client_of(tmp_path) as client:
         assert client.get("/api/runs").json() == {"root": str(tmp_path), "runs": []}
-        refused(client.get("/api/grid?run=demo"), 404, 'no run "demo" here')
+        refused(client.get("/api/grid?run=demo"), 404, 'no run "demo" in this folder')
 
 
 @pytest.mark.parametrize(

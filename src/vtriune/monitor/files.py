@@ -78,8 +78,7 @@ def read_rows_from(path: Path, start: int) -> Iterator[tuple[bytes, dict[str, An
             elif not line.endswith(b"\n"):  # half written, even if its writer has gone on meanwhile
                 return
             elif file.read(1):
-                place = f"{f'byte {start}, ' if start else ''}line {number}"
-                raise DamagedRun(f"{path} {place}: not a JSON object; restore the file, or delete this line")
+                raise _damaged(path, _lines_before(path, start) + number)
 
 
 def read_rows_backward(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -96,7 +95,7 @@ def read_rows_backward(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if row is not None:
             yield start + len(line), row
         elif not is_last:
-            raise DamagedRun(f"{path} byte {start}: not a JSON object; restore the file, or delete this line")
+            raise _damaged(path, _lines_before(path, start) + 1)
         is_last = False
 
 
@@ -106,6 +105,16 @@ def cut_rows(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     with path.open("r+b") as file:
         file.truncate(end)
         os.fsync(file.fileno())
+
+
+def _damaged(path: Path, number: int) -> DamagedRun:
+    return DamagedRun(f"{path} line {number}: not a JSON object; restore the file, or delete this line")
+
+
+def _lines_before(path: Path, end: int) -> int:
+    """How many lines of a file end before byte `end`."""
+    with _opened(path) as file:
+        return sum(file.read(min(_BLOCK, end - at)).count(b"\n") for at in range(0, end, _BLOCK))
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -23,14 +23,14 @@ from matplotlib.ticker import MaxNLocator
 
 from vtriune.monitor.metrics import sources_of
 from vtriune.monitor.rollouts import read_columns
-from vtriune.monitor.runs import read_metrics, rollout_files
+from vtriune.monitor.runs import check_run, read_metrics, rollout_files
 from vtriune.types import Preset, Progress, UserError
 
 FigureName = Literal["fig6", "fig7b", "fig7c", "fig13"]
 Eps = Callable[[str, Mapping[str, Any], Preset, Progress], float | None]
 """From verifier, its parameters, preset and progress to the eps that it judges with: `verifiers.registry.eps`."""
 
-MOST_SOURCES = 12
+MOST_SOURCES = 24
 """Columns of a figure."""
 _IOU = ("50", "75", "95", "99")
 _PARTS = ("vision", "connector", "llm")
@@ -248,6 +248,7 @@ def _style() -> AbstractContextManager[None]:
 
 
 def _read(folder: Path) -> _Run:
+    check_run(folder)
     curves: defaultdict[str, _Curve] = defaultdict(_Curve)
     sources: set[str] = set()
     for row in read_metrics(folder):

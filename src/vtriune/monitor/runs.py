@@ -236,10 +236,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def check_run(folder: Path) -> None:
+    """Raises UserError if `folder` holds no run."""
+    if not holds_run(folder):
+        raise UserError(f"{folder} holds no run; give a folder that vtriune train wrote, such as runs/demo")
+
+
 def read_run_file(folder: Path) -> RunFile:
     """run.json. Raises DamagedRun if it is missing or broken, UserError if `folder` holds no run at all."""
-    if not holds_run(folder):
-        raise UserError(f"{folder} holds no run; start one without --resume")
+    check_run(folder)
     try:
         return RunFile.model_validate(read_json(folder / "run.json"))
     except ValidationError as error:

@@ -54,7 +54,7 @@ class Root:
             NotFound: no run has that name: there is none, or it is absolute, holds `..`, or leads over a link.
             DamagedRun: a file of the run leads out of the root.
         """
-        missing = NotFound(f'no run "{name[:200]}" here: /api/runs lists those that there are')
+        missing = NotFound(f'no run "{name[:200]}" in this folder; vtriune runs list shows those that there are')
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or str(parts) != name:
             raise missing
