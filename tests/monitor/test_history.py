@@ -265,7 +265,7 @@ def test_a_figure_beyond_float32_and_one_that_was_not_finite_are_absent(tmp_path
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"nonsense\n", "line 1: not a JSON object"),
+        (b"nonsense\n", "line 2: not a JSON object"),
         (
             b'{"step": 2, "split": "train", "metrics": {"all/reward": "x"}, "timing": {}}\n',
             "all/reward of step 2 is 'x'",

@@ -304,10 +304,13 @@ from pathlib import Path
 from vtriune.monitor.store import RunStore
 store = RunStore.create(Path(sys.argv[1]), recipe={}, total_steps=10**6, threads=1)
 if sys.argv[2] == "with a worker":
+    there, here = os.pipe()
     worker = os.fork()
     if not worker:
+        os.write(here, b"!")
         sys.stdin.read()
         os._exit(0)
+    os.read(there, 1)  # what follows a fork has been done
     print(worker, flush=True)
 figures = {f"source_{i}/reward": i / 7 for i in range(300_000)}  # some megabytes: writing a row takes a while
 step = 0
