@@ -10,7 +10,6 @@ allocator keeps, so the two agree to a factor only.
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -118,7 +117,7 @@ def _run(case: Case, folder: Path) -> tuple[float, float]:
     recipe = Recipe.model_validate(case.recipe(str(folder)))
     # What is imported late and made once by torch is no part of what is measured.
     torch.nn.Linear(8, 8)(torch.ones(1, 8)).sum().backward()
-    before = _resident()
+    before = _memory("VmRSS")
     vlm = VisionLanguageModel(recipe.model)
     learner = Learner(vlm, recipe.update, 1.0)
     text = "What is the value of the expression " * 100
@@ -149,14 +148,15 @@ def _run(case: Case, folder: Path) -> tuple[float, float]:
             budget=recipe.rollout.cache_tokens,
         )
         assert sum(1 for _ in answers) == case.prompts
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    taken = _memory("VmHWM") - before
     plan = make_plan(recipe, read_shape(folder / "config.json"), Machines(), Load(PROMPT, 0))
     return plan.training_total if case.what == "training" else plan.sampling_total, taken
 
 
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * resource.getpagesize()
+def _memory(name: str) -> int:
+    """Bytes of this process; getrusage's peak is also that of whoever started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         unfinished.rename(out)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror or error}); give another folder") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def copy_files(source: Path, target: Path, *, without: Sequence[str]) -> None:
