@@ -218,8 +218,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         """Our advantages in the place of verl's, over the answers that have a verdict.
 
         The others get advantage 0, and `response_mask` and `loss_mask` 0 on all of their tokens: they enter neither a
-        group's mean nor the sums, nor the number of tokens that the loss is divided by. (Where the loss is divided by
-        the number of answers, verl counts them.)
+        group's mean nor the sums, nor the number of tokens, or by engine.py of answers, that the loss is divided by.
         """
         batch = super()._compute_advantage(batch, metrics)  # sampler weights and divergence are verl's
         answers = self._answers(batch)
