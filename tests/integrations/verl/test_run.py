@@ -4,6 +4,7 @@ dataset, judge, agent loop, engine and trainer. The platform and the sampling en
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -18,9 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 import peft
+import PIL.Image
 import pytest
 import torch
 import yaml
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file
 from tests.integrations.verl.support.runs import (
     ANSWERS,
@@ -43,6 +46,9 @@ from vtriune.integrations.verl.checkpoints import read_weights
 from vtriune.local.parts import NAMES
 from vtriune.playground.dataset import rows
 from vtriune.rejudge.rejudging import Rejudging
+from vtriune.types import Split
+from vtriune.watch.app import create_app
+from vtriune.watch.report import write_report
 
 if TYPE_CHECKING:
     from tests.conftest import StartServer
@@ -242,6 +248,24 @@ def test_every_verdict_of_a_verl_run_is_found_again_to_the_last_bit(run: Path, m
     assert not result.disagree
 
 
+def test_the_dashboard_and_the_report_show_a_run_on_verl(run: Path, tmp_path: Path) -> None:
+    client = TestClient(create_app(run), base_url="http://127.0.0.1")
+    (shown,) = (row for row in client.get("/api/grid?run=.").json()["sources"] if row["source"] == "grounding")
+    rewards = [metrics(run)["train", step]["grounding/reward"] for step in range(1, STEPS + 1)]
+    assert shown["cells"]["reward"]["points"] == pytest.approx(rewards)
+    boxes = next(group for _, group in rollouts(run, 1).groupby("group") if (group.source == "grounding").all())
+    group = client.get(f"/api/group?run=.&step=1&group={boxes.group.iloc[0]}").json()
+    assert [one["response"] for one in group["answers"]] == boxes.response.tolist()
+    assert group["gold_shapes"]
+    picture = PIL.Image.open(io.BytesIO(client.get(group["images"][0]["url"]).content))
+    assert list(picture.size) == group["images"][0]["original"]
+
+    assert " pictures" in write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert all(source in page for source in ("math", "chart", "grounding"))
+
+
 def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_nothing_left_running(stopped: Path) -> None:
     output = stopped.parent / "output.txt"
     text = output.read_text()
@@ -304,4 +328,30 @@ def test_what_breaks_in_a_worker_is_the_last_line_on_the_console(folder: Path) -
     last = output.read_text().splitlines()[-1]
     assert last.startswith("error the run broke down: ")
     assert "SafetensorError" in last
+    assert left_over(output) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "told", "missing"),
+    [
+        ("train", "step 1: none of its rows got an answer, the first because the prompt has ", PROMPTS * ANSWERS),
+        ("test", "no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/", 3),
+    ],
+)
+def test_a_run_in_which_no_row_gets_an_answer_ends_with_the_reason(
+    folder: Path, split: Split, told: str, missing: int
+) -> None:
+    place, output = folder / f"no-answer-{split}", folder / f"no-answer-{split}.txt"
+    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
+    (row,) = rows("math", "math", rare=False, split=split, count=1, seed=1)
+    row["prompt"][-1]["content"] += " very" * 300
+    write_rows([row], place / split / "long.parquet")
+    recipe["data"][split] = [{"path": f"{split}/long.parquet"}]
+    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
+    assert output.read_text().splitlines()[-1].startswith(f"error {told}")
+    assert told in json.loads((place / "run" / "run.json").read_text())["error"]
+    listed = [json.loads(line) for line in (place / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert listed[-1]["sample"] == f"{split}/long.parquet#0"
+    assert listed[-1]["reason"].startswith(f"{missing} answers are missing: the prompt has ")
     assert left_over(output) == []

@@ -56,6 +56,8 @@ TIMINGS = {"gen": "rollout_s", "old_log_prob": "logprobs_s", "update_actor": "up
 """verl's timings of a step. Answers are judged while others are sampled: reward has no time of its own."""
 UNKNOWN = "see the log of verl's agent loop for the reason"
 """What broke was beside our agent loop."""
+NO_ANSWER = "no materializable trajectories"
+"""How verl's queue says that no row of a step got an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +154,18 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """verl's step, then its row and its rollouts in the run folder."""
-        began = time.monotonic()
-        batch = super().step(metrics, timing_raw)
-        step, judged = self.global_steps, self._judged
-        size = self.recipe.rollout.prompts_per_step
+        began, step = time.monotonic(), self.global_steps
+        size, each = self.recipe.rollout.prompts_per_step, self.recipe.rollout.responses_per_prompt
         asked = [self.train_dataset.sample(k).id for k in range((step - 1) * size, step * size)]
-        self._note_missing(step, asked, self.recipe.rollout.responses_per_prompt, judged)
+        try:
+            batch = super().step(metrics, timing_raw)
+        except RuntimeError as error:
+            if NO_ANSWER not in str(error):
+                raise
+            reason = self._note_missing(step, asked, each, [])[0]
+            raise UserError(f"step {step}: none of its rows got an answer, the first because {reason}") from error
+        judged = self._judged
+        self._note_missing(step, asked, each, judged)
         figures = source_metrics(judged, self.train_dataset.data.shared_tasks)
         figures |= {f"all/{ours}": float(metrics[theirs]) for theirs, ours in FIGURES.items() if theirs in metrics}
         for theirs in [name for name in metrics if name.startswith(f"actor/{NORMS}")]:
@@ -181,9 +189,6 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
 
         It is the first that is done with a step's answers.
         """
-        if not batch.keys:
-            reason = next(iter(self._failures().values()), UNKNOWN)
-            raise UserError(f"step {self.global_steps}: none of its rows got an answer, the first because {reason}")
         batch = super()._balance_batch(batch, metrics, *args, **kwargs)
         real = [k for k, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         rows = transfer_queue.kv_batch_get(
@@ -377,7 +382,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         kept = [token for k, token in enumerate(ids) if token != placeholder or k == 0 or ids[k - 1] != placeholder]
         return str(self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _note_missing(self, step: int, asked: Sequence[str], each: int, judged: Sequence[JudgedGroup]) -> None:
+    def _note_missing(self, step: int, asked: Sequence[str], each: int, judged: Sequence[JudgedGroup]) -> list[str]:
         """Note answers that verl's agent loops failed on, which nobody judged. Their rows come again in their turn.
 
         Args:
@@ -385,14 +390,18 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             asked: ids of samples.
             each: how many answers each was to get.
             judged: what came.
+
+        Returns:
+            Why, row by row.
         """
         missing = Counter([*asked] * each)
         for one in judged:
             missing[one.group.sample.id] -= len(one.group.rollouts)
-        reasons = self._failures()
+        known, reasons = self._failures(), []
         for sample_id in sorted(one for one, count in missing.items() if count > 0):
-            reason = reasons.get(sample_id, UNKNOWN)
-            self._store.quarantine(step, sample_id, f"{missing[sample_id]} answers are missing: {reason}")
+            reasons.append(known.get(sample_id, UNKNOWN))
+            self._store.quarantine(step, sample_id, f"{missing[sample_id]} answers are missing: {reasons[-1]}")
+        return reasons
 
     @staticmethod
     def _failures() -> dict[str, str]:
