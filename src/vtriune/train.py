@@ -19,7 +19,7 @@ from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore, check_vacant
-from vtriune.monitor.table import alert_line, before_after_table, plain, step_line
+from vtriune.monitor.table import alert_line, before_after_table, evaluation_line, plain, step_line
 from vtriune.monitor.trackers.base import Trackers, check_installed, open_trackers
 from vtriune.recipe import Recipe
 from vtriune.session import (
@@ -90,6 +90,7 @@ class _Run:
     def go(self, first: int, *, fresh: bool) -> None:
         """All steps from `first` on, with evaluations and checkpoints between them."""
         total, every = self.recipe.steps, self.recipe.evaluation.every
+        whole = 0.0  # seconds of a whole evaluation, as comes again after the last step; unknown where a run resumes
         with polite_interrupt(self.console) as asked_to_stop:
             if fresh:
                 for row in self.data.set_aside:
@@ -99,13 +100,15 @@ class _Run:
                         f"{len(self.data.set_aside)} rows are set aside: see {self.store.folder / 'quarantine.jsonl'}"
                     )
                     self.console.print(plain(said), style="yellow", soft_wrap=True)
+                began = time.monotonic()
                 self.evaluate(0)
+                whole = time.monotonic() - began
                 self.save(0, self.best(0))
             bar, began = self.bars.add_task("training", total=total, completed=first), time.monotonic()
             for done in range(first + 1, total + 1):
                 figures, waited = self.step(done - 1)
                 self.bars.update(bar, completed=done)
-                left = (time.monotonic() - began) / (done - first) * (total - done)
+                left = (time.monotonic() - began) / (done - first) * (total - done) + whole
                 self.console.print(step_line(done, total, figures, left, waited, self.alerts.open))
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
@@ -177,6 +180,7 @@ class _Run:
             self.set_aside(done, sample.id, reason)
         figures = source_metrics(answers.sampled, self.data.shared_tasks) | evaluation_figures(answers.scores)
         self.store.write_evaluation(done, answers.sampled, answers.greedy, progress)
+        self.console.print(evaluation_line(done, self.recipe.steps, figures), soft_wrap=True)
         self.log(done, "eval", figures)
         if done == 0 and not answers.scores.sampled:
             raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")

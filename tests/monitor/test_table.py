@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console, RenderableType
 
 from vtriune.monitor.alerts import Alert
-from vtriune.monitor.evaluation import Evaluation, Summary, evaluate_metrics
+from vtriune.monitor.evaluation import Evaluation, Summary, evaluate_metrics, evaluation_figures
 from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.table import alert_line, before_after_table, run_page, runs_table, step_line
+from vtriune.monitor.table import alert_line, before_after_table, evaluation_line, run_page, runs_table, step_line
 from vtriune.types import JudgedGroup, Progress, Status, UserError, Verdict
 
 Judged = Callable[..., JudgedGroup]
@@ -91,6 +91,12 @@ def test_a_step_is_one_line_with_every_source(judged: Judged) -> None:
     assert line.rstrip("\n") == "  7/120  reward 0.58  0:01:15 left  1 failed  math 0.75  ocr 0.25"
     assert shown(step_line(7, 120, source_metrics(groups), seconds_left=75.4), width=40).count("\n") == 1
     assert "play_math 0.75" in shown(step_line(7, 120, source_metrics(groups[:1]), seconds_left=75.4))
+
+
+def test_an_evaluation_is_one_line_with_its_mean_over_tasks(before: Evaluation) -> None:
+    line = shown(evaluation_line(20, 140, evaluation_figures(before)))
+    assert line == " 20/140  evaluated 5 held-out prompts  sampled 45.8 ±15.0  greedy 45.8 ±15.0\n"
+    assert shown(evaluation_line(0, 9, {})) == "0/9  evaluated 0 held-out prompts  sampled -  greedy -\n"
 
 
 def test_a_source_with_an_open_alert_is_marked_in_the_line_of_a_step(judged: Judged) -> None:

@@ -148,6 +148,17 @@ def step_line(
     return Group(line)  # console.print would join a bare Text with others, and wrap it
 
 
+def evaluation_line(step: int, total_steps: int, figures: Mapping[str, float]) -> Text:
+    """One line for a held-out evaluation after `step` steps: mean over tasks, sampled and greedy, each 0..100."""
+    line = Text(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
+    line.append(f"  evaluated {figures.get(f'{ALL}/prompts', 0):.0f} held-out prompts")
+    for name, figure in (("sampled", "score"), ("greedy", "greedy")):
+        error = figures.get(f"{ALL}/{figure}_se")
+        line.append(f"  {name} ").append(_number(figures.get(f"{ALL}/{figure}"), 1), "bold cyan")
+        line.append("" if error is None else f" ±{error:.1f}")
+    return line
+
+
 def alert_line(alert: Alert) -> Text:
     """One line for an alert that began, or ended."""
     if alert.until is None:

@@ -39,7 +39,7 @@ from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.table import alert_line
+from vtriune.monitor.table import alert_line, evaluation_line
 from vtriune.monitor.trackers.base import Trackers, open_trackers
 from vtriune.session import STOP_FILE, new_store
 from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, UserError, Verdict
@@ -283,6 +283,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise UserError("no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/")
         figures = source_metrics(sampled, dataset.data.shared_tasks) | evaluation_figures(scores)
         self._store.write_evaluation(done, sampled, greedy, progress_of(done, self.recipe.steps, "test"))
+        print(evaluation_line(done, self.recipe.steps, figures).plain, flush=True)  # Ray shows it where `train` runs
         self._log(done, "eval", figures)
         return {f"val/{name}": value for name, value in figures.items()}
 
@@ -295,7 +296,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._trackers.write(step, split, figures | self._alerts.figures(split, changes))
         for alert in changes:
             self._store.alert(step, alert)
-            print(alert_line(alert).plain, flush=True)  # Ray shows it where the run was started
+            print(alert_line(alert).plain, flush=True)
 
     def _ask_tests(self, rows: list[dict[str, Any]]) -> list[_Answer]:
         """Answers to held-out rows, by verl's agent loops."""
