@@ -1,6 +1,8 @@
 # A reward server. From the repository's root (never built where this was written: there was no engine for it):
 #   docker build -f docker/reward.Dockerfile -t vtriune-reward .
-#   docker run --rm -p 8192:8192 -v "$PWD/token.txt:/token.txt:ro" vtriune-reward --token-file /token.txt --workers 8
+#   docker run --rm -p 8192:8192 --user "$(id -u)" -v "$PWD/token.txt:/token.txt:ro" vtriune-reward \
+#       --token-file /token.txt --workers 8
+# --user: the token's file is to be readable by its owner only, who must then be the server's user.
 FROM python:3.11-slim
 WORKDIR /vtriune
 ENV PIP_CONSTRAINT=/vtriune/constraints.txt PIP_NO_CACHE_DIR=1

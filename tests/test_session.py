@@ -193,7 +193,8 @@ def test_no_row_is_set_aside_for_a_judge_that_breaks(
 ) -> None:
     made = recipe(source={"on_bad_row": "quarantine"})
     monkeypatch.setattr(sys, "executable", "/bin/false")  # no worker can be started
-    with JudgePool(workers=1) as broken, pytest.raises(RuntimeError, match="the judge itself failed while rows were"):
+    told = r"train.jsonl.*: the judge itself failed while the row was checked: .*; mend that and start again"
+    with JudgePool(workers=1) as broken, pytest.raises(UserError, match=told):
         load_data(made, broken)
 
 

@@ -150,7 +150,7 @@ def load_data(recipe: Recipe, judge: Judge) -> RunData:
         def wait() -> None:
             for verdict in verdicts.result():
                 if verdict.status is Status.FAILED:  # not the row's fault: it must not be set aside for it
-                    raise RuntimeError(f"the judge itself failed while rows were checked: {verdict.reason}")
+                    raise RuntimeError(f"the judge itself failed while the row was checked: {verdict.reason}")
                 if verdict.status is Status.UNSCORABLE:
                     raise UserError(verdict.reason)
                 if verdict.reason in EXHAUSTED:

@@ -86,11 +86,12 @@ def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Che
         config: the source.
         preset: goes into every RewardSpec.
         base: the folder that `config.path` is relative to.
-        check: what is said of a reward; file and row are added here. How the model's processor will resize the
-            pictures is not known yet: the original size stands in.
+        check: what is said of a reward, or RuntimeError if that can't be told; file and row are added here. How the
+            model's processor will resize the pictures is not known yet: the original size stands in.
 
     Raises:
-        UserError: no such file, a damaged file, no rows; or bad rows, unless `config.on_bad_row` is `quarantine`.
+        UserError: no such file, a damaged file, no rows; or bad rows, unless `config.on_bad_row` is `quarantine`; or a
+            row could not be checked.
     """
     samples: list[Sample] = []
     refused: dict[int, QuarantinedRow] = {}
@@ -104,6 +105,8 @@ def load_samples(config: SourceConfig, *, preset: Preset, base: Path, check: Che
                 wait()
             except UserError as error:
                 refused[number] = QuarantinedRow(row.id, f"{row.where}: reward_model: {error}")
+            except RuntimeError as error:  # what broke is ours or a verifier of the user's: the row is not set aside
+                raise UserError(f"{row.where}: {error}; mend that and start again") from error
             else:
                 samples.append(sample)
 

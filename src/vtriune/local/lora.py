@@ -47,25 +47,36 @@ def add_adapters(model: nn.Module, config: LoraConfig, places: Mapping[str, Plac
     """
     import peft  # noqa: PLC0415
 
+    targets = layers_with_adapters(model, config.target, places, parts)
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), model, _ADAPTER
+    )
+
+
+def layers_with_adapters(
+    model: nn.Module, target: Literal["all"] | list[str], places: Mapping[str, Place], parts: Iterable[Part]
+) -> list[str]:
+    """Names of the layers in `parts` that `LoraConfig.target` means.
+
+    Raises:
+        UserError: a target is no linear layer there.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     layers = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module is not head and places[f"{name}.weight"].part in parts
     ]
-    targets = layers
-    if config.target != "all":
-        wanted = {end: [one for one in layers if f".{one}".endswith(f".{end}")] for end in config.target}
-        if absent := [end for end, found in wanted.items() if not found]:
-            known = ", ".join(sorted({one.rpartition(".")[2] for one in layers}))
-            raise UserError(
-                f"model.lora.target: {', '.join(absent)} is no linear layer of the parts that are trained; they have "
-                f"{known}. Correct it, or take the part out of model.freeze"
-            )
-        targets = sorted({one for found in wanted.values() for one in found})
-    peft.inject_adapter_in_model(
-        peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets), model, _ADAPTER
-    )
+    if target == "all":
+        return layers
+    wanted = {end: [one for one in layers if f".{one}".endswith(f".{end}")] for end in target}
+    if absent := [end for end, found in wanted.items() if not found]:
+        known = ", ".join(sorted({one.rpartition(".")[2] for one in layers}))
+        raise UserError(
+            f"model.lora.target: {', '.join(absent)} is no linear layer of the parts that are trained; they have "
+            f"{known}. Correct it, or take the part out of model.freeze"
+        )
+    return sorted({one for found in wanted.values() for one in found})
 
 
 def save_adapters(model: nn.Module, folder: Path, base: str) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tests.integrations.verl.support.runs import MODEL
+from transformers import AutoModelForImageTextToText
 
 from vtriune.integrations.verl.checkpoints import NEWEST, export, find_checkpoint, merge_adapters, read_weights
 from vtriune.local.lora import LoraConfig
@@ -34,6 +37,28 @@ def test_a_checkpoint_that_is_not_there_is_an_error_that_names_the_others(checkp
 def test_a_run_without_a_checkpoint_can_not_be_resumed_and_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint, so this run can't be resumed; start it again"):
         find_checkpoint(tmp_path)
+
+
+def test_a_damaged_note_of_the_newest_checkpoint_is_an_error_with_a_remedy(checkpoints: Path) -> None:
+    (checkpoints / NEWEST).write_text("")
+    with pytest.raises(UserError, match=f"{NEWEST}: holds no number; write that of the newest"):
+        find_checkpoint(checkpoints)
+
+
+def test_the_exported_model_stops_where_the_trained_one_did(checkpoints: Path, tmp_path: Path) -> None:
+    actor = checkpoints / "global_step_10" / "actor"
+    shutil.copytree(MODEL, actor / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
+    (actor / "huggingface" / "generation_config.json").write_text(
+        '{"eos_token_id": [5, 7], "do_sample": true, "top_k": 3}'
+    )
+    (actor / "fsdp_config.json").write_text('{"world_size": 1}')
+    weights = AutoModelForImageTextToText.from_pretrained(MODEL).state_dict()
+    torch.save(weights, actor / "model_world_size_1_rank_0.pt")
+    export(None, actor.parent, tmp_path / "out")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == [5, 7]
+    assert model.generation_config.top_k == 3
+    assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_a_missing_shard_is_named_and_nothing_is_written(checkpoints: Path, tmp_path: Path) -> None:

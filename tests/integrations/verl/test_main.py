@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 import vtriune
+from vtriune.data.schema import write_rows
+from vtriune.playground.dataset import rows
 from vtriune.recipe import Recipe
-from vtriune.types import UserError
+from vtriune.types import Split, UserError
 
 if find_spec("verl") is None:
     pytest.skip("verl isn't installed here: make test-verl", allow_module_level=True)
@@ -40,7 +42,7 @@ def recipe(folder: Path, **sections: Any) -> Recipe:
     ("sections", "message"),
     [
         ({"model": {"path": "/no/model"}}, r"model\.path: /no/model is not a transformers folder"),
-        ({"verl": {"rollout": "another", "gpus_per_node": 1000}}, r"verl\.gpus_per_node: 1000 GPUs .* lower it"),
+        ({"verl": {"rollout": "another", "gpus_per_node": 32}}, r"verl\.gpus_per_node: 32 GPUs .* lower it"),
         ({"verl": {"rollout": "another", "nodes": 2}}, r"verl\.nodes: 2 machines .* set RAY_ADDRESS=auto"),
     ],
 )
@@ -60,6 +62,16 @@ def test_missing_data_is_said_before_ray_starts(tmp_path: Path, monkeypatch: pyt
     assert not ray.is_initialized()
 
 
+def test_a_cluster_that_is_not_there_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        write_rows(rows("math", "math", rare=False, split=split, count=1, seed=0), tmp_path / f"{split}.parquet")
+    data = {split: [{"path": f"{split}.parquet"}] for split in splits}
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: no Ray cluster is there .* start it \(docs/cluster\.md\)"):
+        train(recipe(tmp_path, data=data), tmp_path / "run", Console(file=io.StringIO()))
+
+
 def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no checkpoint"):
         train(recipe(tmp_path), tmp_path / "run", Console(file=io.StringIO()), resume=True)
@@ -67,7 +79,9 @@ def test_a_run_without_a_checkpoint_is_not_resumed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="it is installed here")
 def test_a_sampling_engine_that_is_not_installed_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"verl\.rollout: vllm is not installed here; pip install vllm"):
+    with pytest.raises(
+        UserError, match=r"verl\.rollout: vllm is not installed here; pip install 'verl\[vllm\]==0\.9\.1'"
+    ):
         check_machines(recipe(tmp_path, verl={"rollout": "vllm"}), None)
 
 

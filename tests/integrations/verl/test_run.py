@@ -43,10 +43,10 @@ from transformers import AutoModelForImageTextToText
 from vtriune import cli
 from vtriune.data.schema import write_rows
 from vtriune.integrations.verl.checkpoints import read_weights
-from vtriune.local.parts import NAMES
+from vtriune.local.lora import layers_with_adapters
+from vtriune.local.parts import NAMES, places
 from vtriune.playground.dataset import rows
 from vtriune.rejudge.rejudging import Rejudging
-from vtriune.types import Split
 from vtriune.watch.app import create_app
 from vtriune.watch.report import write_report
 
@@ -81,7 +81,7 @@ def stopped(folder: Path) -> Path:
         (row,) = rows("math", "math", rare=False, split=split, count=1, seed=1)
         row["prompt"][-1]["content"] += " very" * 300
         write_rows([row], place / split / "long.parquet")
-    recipe["model"]["lora"] = LORA
+    recipe["model"] |= {"lora": LORA, "freeze": ["vision"]}
     recipe["data"]["train"] = [
         {"path": "train/chart.parquet", "weight": 3, "verifier": "checksum"},
         {"path": "train/long.parquet", "weight": 1},
@@ -288,6 +288,8 @@ def test_answers_that_are_missing_are_listed_with_their_reason(stopped: Path) ->
     assert listed[0]["reason"].startswith("2 answers are missing: the prompt has ")
     assert listed[1]["reason"].startswith(f"{ANSWERS} answers are missing: the prompt has ")
     assert all("verl.max_prompt_tokens is 256" in one["reason"] for one in listed)
+    # Rows that verl fills the step up with are no answers of the sampler.
+    assert all(row["all/logprob_gap"] < 0.3 for (split, _), row in metrics(stopped).items() if split == "train")
 
 
 def test_adapters_alone_learn_and_are_merged_by_export(stopped: Path, tmp_path: Path) -> None:
@@ -296,17 +298,25 @@ def test_adapters_alone_learn_and_are_merged_by_export(stopped: Path, tmp_path: 
     adapted = sorted(
         {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in held if ".lora_" in name}
     )
-    assert adapted
-    assert all("language_model" in name for name in adapted)
+    model = AutoModelForImageTextToText.from_pretrained(MODEL)
+    assert adapted == sorted(layers_with_adapters(model, "all", places(model), {"connector", "llm"}))
+    assert {place.part for name, place in places(model).items() if name.removesuffix(".weight") in adapted} == {
+        "connector",
+        "llm",
+    }
     assert all(held[f"base_model.model.{name}.lora_B.default.weight"].abs().max() > 0 for name in adapted)
     for name, weight in base.state_dict().items():
         layer, _, end = name.rpartition(".")
         inside = f"{layer}.base_layer.{end}" if layer in adapted else name
         assert torch.equal(held[f"base_model.model.{inside}"], weight), name
 
+    torch.manual_seed(0)  # the recipe's
     by_peft = peft.get_peft_model(
         base, peft.LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=adapted)
     )
+    for name, weight in by_peft.state_dict().items():
+        if ".lora_A." in name:  # that of its first steps: B begins as 0, so that A is hardly moved
+            torch.testing.assert_close(held[name], weight, atol=0.02, rtol=0)
     by_peft.load_state_dict(held)
     expected = by_peft.merge_and_unload().state_dict()
     cli.export(stopped, tmp_path / "model")
@@ -331,27 +341,43 @@ def test_what_breaks_in_a_worker_is_the_last_line_on_the_console(folder: Path) -
     assert left_over(output) == []
 
 
-@pytest.mark.parametrize(
-    ("split", "told", "missing"),
-    [
-        ("train", "step 1: none of its rows got an answer, the first because the prompt has ", PROMPTS * ANSWERS),
-        ("test", "no held-out row got a score, so gains can't be shown: see quarantine.jsonl and rollouts/", 3),
-    ],
-)
-def test_a_run_in_which_no_row_gets_an_answer_ends_with_the_reason(
-    folder: Path, split: Split, told: str, missing: int
-) -> None:
-    place, output = folder / f"no-answer-{split}", folder / f"no-answer-{split}.txt"
+def test_a_step_in_which_nobody_could_judge_teaches_nothing_and_the_run_goes_on(stopped: Path, folder: Path) -> None:
+    """The stopped run resumed for two steps; its adapters are those of its checkpoint."""
+    again, output = folder / "unjudged", folder / "unjudged.txt"
+    shutil.copytree(stopped, again)
+    done = max(step for split, step in metrics(stopped) if split == "train")
+    recipe = yaml.safe_load((again / "recipe.yaml").read_text())
+    recipe["data"]["train"] = [recipe["data"]["train"][0] | {"verifier": "broken"}]
+    recipe["reward"]["load"] = ["support.verifiers:broken"]
+    recipe |= {"steps": done + 2, "checkpoint": {"every": 1, "keep": 2}}
+    (again / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert train(output, "--resume", again).wait() == 0, output.read_text()
+    assert json.loads((again / "run.json").read_text())["state"] == "finished"
+    for step in (done + 1, done + 2):
+        assert set(rollouts(again, step).status) == {"failed"}
+        row = metrics(again)["train", step]
+        assert row["all/failed_count"] == row["all/rollouts"] > 0
+        assert row["all/grad_norm"] == row["all/loss"] == 0
+    places_of = {path.name: path for path in (again / "checkpoints").glob("global_step_*")}
+    assert set(places_of) == {f"global_step_{done + 1}", f"global_step_{done + 2}"}
+    before = read_weights(stopped / "checkpoints" / f"global_step_{done}" / "actor")
+    after = read_weights(places_of[f"global_step_{done + 2}"] / "actor")
+    assert all(torch.equal(before[name], weight) for name, weight in after.items())
+
+
+def test_a_step_in_which_no_row_gets_an_answer_ends_the_run_with_the_reason(folder: Path) -> None:
+    place, output = folder / "no-answer", folder / "no-answer.txt"
     recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
-    (row,) = rows("math", "math", rare=False, split=split, count=1, seed=1)
+    (row,) = rows("math", "math", rare=False, split="train", count=1, seed=1)
     row["prompt"][-1]["content"] += " very" * 300
-    write_rows([row], place / split / "long.parquet")
-    recipe["data"][split] = [{"path": f"{split}/long.parquet"}]
+    write_rows([row], place / "train" / "long.parquet")
+    recipe["data"]["train"] = [{"path": "train/long.parquet"}]
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
+    told = "step 1: none of its rows got an answer, the first because the prompt has "
     assert output.read_text().splitlines()[-1].startswith(f"error {told}")
     assert told in json.loads((place / "run" / "run.json").read_text())["error"]
     listed = [json.loads(line) for line in (place / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert listed[-1]["sample"] == f"{split}/long.parquet#0"
-    assert listed[-1]["reason"].startswith(f"{missing} answers are missing: the prompt has ")
+    assert [one["sample"] for one in listed] == ["train/long.parquet#0"]
+    assert listed[0]["reason"].startswith(f"{PROMPTS * ANSWERS} answers are missing: the prompt has ")
     assert left_over(output) == []

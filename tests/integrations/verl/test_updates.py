@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 if find_spec("verl") is None:
@@ -40,6 +40,28 @@ def test_optimizer_steps_learn_from_the_prompts_that_the_local_engine_learns_fro
     teaching = set(rows[: starts[-1]])
     learned = [{row for share in step for row in share} & teaching for step in optimizer_steps(order, size, ranks)]
     assert learned == [{row for group in some for row in group} for some in split(groups, most)]
+
+
+@given(
+    answers=st.lists(st.integers(1, 8), min_size=1, max_size=16),
+    unjudged=st.integers(0, 20),
+    most=st.sampled_from([1, 2, 4]),
+    ranks=st.sampled_from([1, 2, 4]),
+)
+@example(answers=[1] * 10 + [8] * 6, unjudged=0, most=4, ranks=2)
+def test_every_answer_is_learned_from_once_and_in_order_however_many_are_missing(
+    answers: list[int], unjudged: int, most: int, ranks: int
+) -> None:
+    """verl fills up to whole optimizer steps what came, so that there may be fewer than the recipe asks for."""
+    size, came = most * 8, sum(answers)
+    total = -(-(came + unjudged) // size) * size
+    starts = [sum(answers[:k]) for k in range(len(answers) + 1)]
+    groups = [range(a, b) for a, b in pairwise(starts)]
+    order = arrange(groups, range(came, total), [k + 1 for k in range(total)], size=size, ranks=ranks)
+    steps = [sorted(row for share in step for row in share) for step in optimizer_steps(order, size, ranks)]
+    assert {len(step) for step in steps} == {size}
+    assert sorted(row for step in steps for row in step) == list(range(total))
+    assert [row for step in steps for row in step if row < came] == list(range(came))
 
 
 def test_the_work_of_each_optimizer_step_is_divided_evenly_over_the_ranks() -> None:

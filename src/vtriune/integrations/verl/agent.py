@@ -41,7 +41,8 @@ class PlaceholderFreeAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
         """See verl. In `extra_fields`: `image_sizes`, [[original, resized], ...], and `spurious_tokens`, a count.
 
         Raises:
-            UserError: a picture can't be read, or the prompt is longer than verl.max_prompt_tokens.
+            UserError: a picture can't be read, the prompt is longer than verl.max_prompt_tokens, or the answer holds
+                placeholders only.
         """
         try:
             return await self._answer(sampling_params, **kwargs)
@@ -95,6 +96,8 @@ class PlaceholderFreeAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
         keep = [token not in self._placeholders for token in output.response_ids]
         if all(keep):
             return 0
+        if not any(keep):
+            raise UserError("the answer holds placeholder tokens only")
         for name in ("response_ids", "response_mask", "response_logprobs"):
             values = getattr(output, name)
             if values is not None:

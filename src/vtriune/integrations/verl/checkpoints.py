@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard  # makes torch.load know them
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from vtriune.local.export import copy_files, new_folder
 from vtriune.local.lora import LoraConfig
@@ -31,11 +31,14 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
     """`global_step_<n>` of a step, or the newest one.
 
     Raises:
-        UserError: there is no such one; it names those that there are.
+        UserError: there is no such one, and it names those that there are; or the note of the newest is damaged.
     """
     newest = folder / NEWEST
     # What is newer than that file says was being written when the run was killed.
-    last = int(newest.read_text()) if newest.is_file() else -1
+    try:
+        last = int(newest.read_text()) if newest.is_file() else -1
+    except ValueError as error:
+        raise UserError(f"{newest}: holds no number; write that of the newest whole checkpoint into it") from error
     found = {int(path.parts[-2].rpartition("_")[2]): path.parent for path in folder.glob("global_step_*/actor")}
     found = {number: found[number] for number in sorted(found) if number <= last}
     if not found:
@@ -63,6 +66,8 @@ def export(lora: LoraConfig | None, checkpoint: Path, out: Path) -> None:
         except RuntimeError as error:
             raise damaged(actor, error) from error
         model.tie_weights()
+        if (actor / "huggingface" / "generation_config.json").is_file():  # where answers end; else derived
+            model.generation_config = GenerationConfig.from_pretrained(actor / "huggingface")
         copy_files(actor / "huggingface", unfinished, without=("*.safetensors", "*.safetensors.index.json"))
         model.save_pretrained(unfinished)
 

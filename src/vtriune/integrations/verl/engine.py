@@ -6,6 +6,7 @@ Importing it puts the engine in the place of verl's own; verl does so in every p
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import defaultdict
 from typing import Any, cast
@@ -21,21 +22,22 @@ from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from vtriune.integrations.verl.settings import BAN
+from vtriune.local.lora import layers_with_adapters
 from vtriune.local.parts import PARTS, Place, gradient_figures, places
 from vtriune.types import UserError
 
 FREEZE = "VTRIUNE_FREEZE"
 """Environment variable that names the frozen parts, separated by commas: the engine is given nothing of the recipe."""
-BACKENDS = ("fsdp", "fsdp2")
+BACKEND = "fsdp2"
 NORMS = "gradient/"
 """Before the names of the norms among verl's figures of an update."""
 
 
-@EngineRegistry.register(
-    model_type="language_model", backend=list(BACKENDS), device=get_device_name(), vendor=get_vendor()
-)
+@EngineRegistry.register(model_type="language_model", backend=[BACKEND], device=get_device_name(), vendor=get_vendor())
 class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     """Which parameter belongs to which part is read off the model (local/parts.py), before FSDP divides it."""
+
+    model_config: Any  # of verl
 
     def _build_module(self) -> Any:
         """Raises UserError if a part of the model can't be told, or all of them are frozen."""
@@ -50,6 +52,21 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if not trained:
             raise UserError(f"model.freeze: {sorted(frozen)} freezes every part; take at least one out, usually llm")
         return model
+
+    def _build_lora_module(self, module: Any) -> Any:
+        """Adapters where the local engine has them; verl can only leave out names, and `visual` holds the connector.
+
+        Raises UserError if a target is no linear layer of the trained parts.
+        """
+        parts = set(PARTS) - frozen_parts()
+        target = self.model_config.target_modules
+        layers = layers_with_adapters(module, "all" if target == "all-linear" else list(target), self._places, parts)
+        # verl's configurations refuse to be changed, and others hold this one, too.
+        self.model_config = copy.copy(self.model_config)
+        object.__setattr__(self.model_config, "target_modules", layers)
+        with torch.random.fork_rng(devices=[]):  # nothing else seeds them, and no run could be repeated
+            torch.manual_seed(self.engine_config.seed)
+            return super()._build_lora_module(module)
 
     def train_batch(self, data: Any, loss_function: Any) -> Any:
         """verl's, with the norms among the figures."""
@@ -73,9 +90,9 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """
         logits = getattr(output, "logits", None)
         if logits is not None:
-            config = self.model_config.hf_config
+            found = (getattr(self.model_config.hf_config, f"{kind}_token_id", None) for kind in ("image", "video"))
             ban = logits.new_zeros(logits.shape[-1])
-            ban[[config.image_token_id, config.video_token_id]] = BAN
+            ban[[token for token in found if token is not None]] = BAN
             logits.add_(ban)  # a sum in place: the backward pass needs no copy of the logits
         return super().prepare_model_outputs(output, *args, **kwargs)
 
@@ -85,11 +102,15 @@ class PartFreezingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             answers = sum(bool(mask.any()) for mask in data["loss_mask"].unbind())
             total = torch.tensor(answers, device=get_device_name())
             torch.distributed.all_reduce(total, group=self.get_data_parallel_group())
-            tensordict_utils.assign_non_tensor(data, global_batch_size=total.item())
+            tensordict_utils.assign_non_tensor(data, global_batch_size=max(1, total.item()))
         return super().forward_backward_batch(data, loss_function, forward_only)
 
     def forward_step(self, micro_batch: Any, loss_function: Any, forward_only: bool) -> Any:
-        """verl takes the plain mean of means over the tokens of micro-batches, such as the share that was clipped."""
+        """verl takes the plain mean of means over the tokens of micro-batches, such as the share that was clipped.
+
+        And where no answer of an optimizer step has a verdict, it divides a loss of 0 by 0 tokens.
+        """
+        tensordict_utils.assign_non_tensor(micro_batch, batch_num_tokens=max(1, micro_batch["batch_num_tokens"]))
         loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         for name, metric in output["metrics"].items():
             if isinstance(metric, Metric) and metric.aggregation is AggregationType.MEAN:
@@ -144,6 +165,5 @@ def frozen_parts() -> set[str]:
     return frozen
 
 
-for _backend in BACKENDS:
-    if EngineRegistry.get_engine_cls("language_model", _backend) is not PartFreezingEngine:
-        raise RuntimeError(f"verl would use another engine than {PartFreezingEngine.__name__} for {_backend}")
+if EngineRegistry.get_engine_cls("language_model", BACKEND) is not PartFreezingEngine:
+    raise RuntimeError(f"verl would use another engine than {PartFreezingEngine.__name__} for {BACKEND}")

@@ -87,6 +87,11 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     try:
         with polite_interrupt(console, ask_to_stop):
             main_ppo.run_ppo(config, task_runner_class=ray.remote(TaskRunner))
+    except ConnectionError as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster is there ({said}); start it (docs/cluster.md), or unset it"
+        ) from error
     except ray.exceptions.RayError as error:
         if isinstance(cause_of(error), UserError):
             raise UserError(reason_of(error)) from error
@@ -112,7 +117,9 @@ def check_machines(recipe: Recipe, address: str | None) -> None:
     """
     verl = recipe.verl
     if verl.rollout in ("vllm", "sglang") and find_spec(verl.rollout) is None:
-        raise UserError(f"verl.rollout: {verl.rollout} is not installed here; pip install {verl.rollout}")
+        raise UserError(
+            f"verl.rollout: {verl.rollout} is not installed here; pip install 'verl[{verl.rollout}]==0.9.1'"
+        )
     if recipe.model.device == "cpu" and get_device_name() != "cpu":
         raise UserError("model.device: verl has no CPU platform of its own; use engine=local, or a machine with GPUs")
     if recipe.model.device == "cpu" or address or os.environ.get("RAY_ADDRESS"):
@@ -153,6 +160,15 @@ def compose_config(settings: Settings) -> DictConfig:
         )
     except (AssertionError, ValueError, HydraException) as error:
         raise UserError(f"verl refuses this recipe: {' '.join(str(error).split())}") from error
+    actor = config.actor_rollout_ref.actor
+    shared = actor.fsdp_config.ulysses_sequence_parallel_size
+    ranks = max(1, config.trainer.nnodes * config.trainer.n_gpus_per_node // shared)
+    answers = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    if answers % ranks:  # verl finds out only once it has sampled
+        raise UserError(
+            f"update.prompts_per_update: the {answers} answers of an optimizer step ({actor.ppo_mini_batch_size} "
+            f"prompts x rollout.responses_per_prompt) can't be divided among {ranks} GPUs; change one of them"
+        )
     return config
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vtriune.local.parts import NAMES
 from vtriune.recipe import Recipe
 from vtriune.types import UserError
 
@@ -192,12 +191,9 @@ def _model(recipe: Recipe) -> Iterator[Override]:
         target = "all-linear" if model.lora.target == "all" else model.lora.target
         yield Override(f"{MODEL}.lora_rank", model.lora.rank, "model.lora.rank", "adapters")
         yield Override(f"{MODEL}.lora_alpha", model.lora.alpha, "model.lora.alpha", "scaled by alpha / rank")
-        yield Override(f"{MODEL}.target_modules", target, "model.lora.target", "the layers that get one")
+        yield Override(f"{MODEL}.target_modules", target, "model.lora.target", "engine.py leaves out frozen parts")
         reason = "the sampling engine is given plain weights, whichever it is and whatever parts have adapters"
         yield Override(f"{MODEL}.lora.merge", True, "model.lora.rank", reason)
-        names = [name for part in model.freeze for name in NAMES[part]]
-        exclude = rf".*\b({'|'.join(names)})\b.*" if names else None
-        yield Override(f"{MODEL}.exclude_modules", exclude, "model.freeze", "frozen parts get no adapters")
 
 
 def _sizes(recipe: Recipe) -> Iterator[Override]:

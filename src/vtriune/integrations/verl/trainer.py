@@ -6,12 +6,14 @@ The steps themselves (sampling, log-probs, update, weight transfer, checkpoints)
 from __future__ import annotations
 
 import math
+import shutil
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +102,9 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             raise RuntimeError("verl uses another dataset: data.custom_cls was overridden")
         if len(self.train_dataset) != self.total_training_steps * self.config.data.train_batch_size:
             raise RuntimeError("verl counts other steps than the recipe: a size was overridden")
-        eos = GenerationConfig.from_pretrained(self.recipe.model.path).eos_token_id or self.tokenizer.eos_token_id
+        given = Path(self.recipe.model.path, "generation_config.json").is_file()
+        eos = GenerationConfig.from_pretrained(self.recipe.model.path).eos_token_id if given else None
+        eos = eos or self.tokenizer.eos_token_id
         self._eos_ids = tuple(eos) if isinstance(eos, list) else (eos,)
 
     def fit(self, agent_loop_manager: Any) -> None:
@@ -152,6 +156,13 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             self.total_training_steps = done  # where verl's loop ends
         super().on_step_end()
 
+    def _save_checkpoint(self) -> None:
+        """verl's, which forgets what lay there before the run was resumed; here only the latest ones stay."""
+        super()._save_checkpoint()
+        there = (self.settings.folder / "checkpoints").glob("global_step_*")
+        for path in sorted(there, key=lambda path: int(path.name.rpartition("_")[2]))[: -self.recipe.checkpoint.keep]:
+            shutil.rmtree(path)
+
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
         """verl's step, then its row and its rollouts in the run folder."""
         began, step = time.monotonic(), self.global_steps
@@ -174,7 +185,10 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         if "all/clip_fraction" in figures:  # verl counts apart what dual_clip limits
             figures["all/clip_fraction"] += float(metrics.get("actor/pg_clipfrac_lower", 0.0))
         if not math.isfinite(metrics["actor/grad_norm"]):
-            self._store.skip(step, [one.group.sample.id for one in judged], "norm of a gradient is not finite")
+            reason = (
+                "norm of a gradient is not finite, in one or more of the step's optimizer steps"  # verl's is a mean
+            )
+            self._store.skip(step, [one.group.sample.id for one in judged], reason)
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
         tokens = sum(len(rollout.token_ids) for one in judged for rollout in one.group.rollouts)
         timing["tokens_per_s"] = tokens / timing["rollout_s"]
@@ -239,8 +253,10 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             partition_id=batch.partition_id,
             select_fields=["response_mask", "old_log_probs", "rollout_log_probs"],
         )
-        gaps = rows["old_log_probs"].values() - rows["rollout_log_probs"].values()
-        metrics["vtriune/logprob_gap"] = gaps.abs().max().item()
+        ours, theirs = rows["old_log_probs"].unbind(), rows["rollout_log_probs"].unbind()
+        metrics["vtriune/logprob_gap"] = max(
+            (a - b).abs().max().item() for key, a, b in zip(batch.keys, ours, theirs, strict=True) if key in scored
+        )
         masks, advantages = [], []
         for key, mask in zip(batch.keys, rows["response_mask"].unbind(), strict=True):
             # A key that has no answer is one of the rows that verl fills a batch up with.

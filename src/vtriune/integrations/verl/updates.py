@@ -29,11 +29,14 @@ def arrange(
     >>> arrange([[4, 2], [0, 5]], [1, 3], [1] * 6, size=3, ranks=1)
     [4, 2, 1, 0, 5, 3]
     """
-    filling = iter(others)
+    teaching = [row for group in groups for row in group]
+    count, filling = (len(teaching) + len(others)) // size, iter(others)
+    steps: list[Sequence[int]] = [[row for group in some for row in group] for some in evenly(groups, count)]
+    if max(map(len, steps)) > size:  # many answers are missing, but not of these prompts: answers to one are parted
+        steps = evenly(teaching, count)
     order: list[list[int]] = [[] for _ in range(ranks)]
-    for some in evenly(groups, (sum(map(len, groups)) + len(others)) // size):
-        rows = [row for group in some for row in group]
-        rows += islice(filling, size - len(rows))
+    for some in steps:
+        rows = [*some, *islice(filling, size - len(some))]
         shares = get_seqlen_balanced_partitions([work[row] for row in rows], ranks, equal_size=True)
         for rank, share in zip(order, shares, strict=True):
             rank += [rows[place] for place in share]
