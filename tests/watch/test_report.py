@@ -209,7 +209,9 @@ def test_a_damaged_rollout_file_is_named_and_the_others_give_examples(
     shutil.copytree(world / "runs" / "first", tmp_path / "hurt")
     path = max((tmp_path / "hurt" / "rollouts").glob("step-*.parquet"))
     path.write_bytes(b"PAR1")
-    assert " 80 example groups" in write_report(tmp_path / "hurt", tmp_path / "hurt.html")
+    told = write_report(tmp_path / "hurt", tmp_path / "hurt.html")
+    assert " 80 example groups" in told
+    assert re.search(rf"; left out, because it can't be read: .*{path.name}", told)
     offline.goto((tmp_path / "hurt.html").as_uri())
     expect(offline.get_by_role("alert").filter(has_text=path.name)).to_contain_text("not readable as rollouts")
 

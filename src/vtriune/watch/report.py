@@ -67,6 +67,9 @@ class Report:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """Groups of training; and of the last evaluation, each with the same sample's of the first as `first`."""
 
+    problems: list[str] = field(default_factory=list)
+    """What can't be read in the run folder."""
+
     @property
     def groups(self) -> list[dict[str, Any]]:
         """Where all groups of the examples are."""
@@ -105,7 +108,11 @@ def write_report(run: Path, out: Path) -> str:
             file.write(page)
     except OSError as error:
         raise UserError(f"{out}: can't be written ({error.strerror}); give another file to write") from error
-    return f"{out}: {len(page) / 1e6:.1f} MB, {len(report.groups)} example groups, {len(report.images)} pictures"
+    told = f"{out}: {len(page) / 1e6:.1f} MB, {len(report.groups)} example groups, {len(report.images)} pictures"
+    if not report.problems:
+        return told
+    more = f" (and {len(report.problems) - 1} more)" if report.problems[1:] else ""
+    return f"{told}; left out, because it can't be read: {report.problems[0]}{more}"
 
 
 def key(path: str, parameters: Mapping[str, Any]) -> str:
@@ -166,6 +173,7 @@ async def _gather(run: Path) -> Report:
         held_out, more = _held_out(run, sources)
         report.examples, problems = trained + held_out, problems + more
         grid["problems"] += [one for one in problems if one not in grid["problems"]]
+        report.problems = grid["problems"]
         bake("/api/grid", {}, _short(grid))
         groups, urls = [], dict[tuple[str, str], list[str]]()
         for example in report.groups:
