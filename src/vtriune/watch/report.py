@@ -171,9 +171,8 @@ async def _gather(run: Path) -> Report:
 
         trained, problems = _examples(run, sources)
         held_out, more = _held_out(run, sources)
-        report.examples, problems = trained + held_out, problems + more
-        grid["problems"] += [one for one in problems if one not in grid["problems"]]
-        report.problems = grid["problems"]
+        report.examples = trained + held_out
+        report.problems = grid["problems"] = list(dict.fromkeys([*grid["problems"], *problems, *more]))
         bake("/api/grid", {}, _short(grid))
         groups, urls = [], dict[tuple[str, str], list[str]]()
         for example in report.groups:
