@@ -154,7 +154,12 @@ def test_more_gpus_and_adapters_need_less_memory_each() -> None:
         ((), Machines(8, 20), Load(), "raise verl.tensor_parallel or --sampling-share"),
         ((), Machines(8, 80, sampling_share=0.9), Load(), "lower --sampling-share"),
         (("rollout.prompts_per_step=1001",), Machines(16, 80), Load(), "can't be divided among 16 GPUs"),
-        (("verl.max_prompt_tokens=1000",), Machines(8, 80), Load(), "verl.max_prompt_tokens is 1000: raise it"),
+        (
+            ("verl.max_prompt_tokens=1000",),
+            Machines(8, 80),
+            Load(),
+            "verl.max_prompt_tokens is 1000: give its real ones, or raise it",
+        ),
         (("update.prompts_per_update=300",), Machines(8, 80), Load(), "no multiple of update.prompts_per_update"),
         ((), Machines(8, 80), Load(picture_tokens=130_000), "lower rollout.max_new_tokens or model.max_pixels"),
         (("engine=local", "rollout.cache_tokens=10000000"), Machines(1, 200), Load(), "lower rollout.cache_tokens"),

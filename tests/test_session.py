@@ -119,7 +119,7 @@ def test_a_recipe_of_that_name_is_not_taken_for_a_run_and_deleted(
 ) -> None:
     mine = recipe()
     text = (tmp_path / "recipe.yaml").read_text()
-    with pytest.raises(UserError, match="already holds a run"):
+    with pytest.raises(UserError, match=r"holds files like a run's .* but no run \(run.json\); choose another folder"):
         new_store(tmp_path, mine, threads=1, replace=True)
     assert (tmp_path / "recipe.yaml").read_text() == text
 

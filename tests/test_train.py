@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -718,6 +720,14 @@ def test_puzzlevqa_trains_end_to_end_at_its_own_resolution(tmp_path: Path, start
         assert f"puzzlevqa/{'reward' if row['split'] == 'train' else 'score'}" in row["metrics"]
     assert json.loads((run / "summary.json").read_text())["sources"]["puzzlevqa"]["task"] == "puzzle"
     assert (run / "quarantine.jsonl").read_bytes() == b""
+
+
+def test_a_log_file_has_the_whole_line_of_each_step_and_evaluation(dots: Callable[..., Recipe], tmp_path: Path) -> None:
+    log = Console(file=io.StringIO(), width=20)
+    train(dots(), tmp_path / "run", log)
+    lines = log.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert any(re.fullmatch(r"0/\d  evaluated \d+ held-out prompts  sampled .*  greedy .*", line) for line in lines)
+    assert any(re.fullmatch(r"1/\d  reward -?\d.*  0:\d\d:\d\d left(  [^ ]+ -?\d\.\d\d)+ *", line) for line in lines)
 
 
 def test_a_tracker_that_fails_ends_no_training_and_its_failures_are_counted_at_the_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -102,8 +103,13 @@ def train(
         console.print(plain(str(stop)), soft_wrap=True)
         raise typer.Exit(130) from None
     except KeyboardInterrupt:
-        again = f"Stopped at once. A run goes on from its last checkpoint: vtriune train --resume {folder}"
-        console.print(plain(again), soft_wrap=True)
+        if any(folder.glob("checkpoints/*")):
+            again = f"A run goes on from its last checkpoint: vtriune train --resume {folder}"
+        else:
+            again = "There is no checkpoint yet" + ("; start again with --replace" if folder.exists() else "")
+        console.print(plain(f"Stopped at once. {again}"), soft_wrap=True)
+        if loaded.engine == "verl":  # its processes have ended; Ray's threads may crash python on its way out
+            os._exit(130)
         raise typer.Exit(130) from None
 
 
@@ -114,7 +120,10 @@ def _engine(recipe: Recipe) -> Callable[..., None]:
 
         return train
     if find_spec("verl") is None:
-        raise UserError("engine: verl is not installed here; pip install 'vtriune[verl]', or leave out engine=verl")
+        raise UserError(
+            "engine: verl is not installed here; pip install -e '.[verl]' in a clone of V-Triune, or leave out "
+            "engine=verl"
+        )
     from vtriune.integrations.verl.main import train as train_on_verl  # noqa: PLC0415
 
     return train_on_verl
@@ -127,7 +136,7 @@ def _overrides_table(recipe: Recipe, folder: Path) -> Table:
     for one in hydra_overrides(recipe, folder.resolve()):
         table.add_row(*(Text(text) for text in (one.hydra, one.field, one.reason)))
     for text in recipe.verl.overrides:
-        table.add_row(Text(text), "verl.overrides", "as given")
+        table.add_row(Text(text), "verl.overrides", "as given; `train` checks it")
     return table
 
 
@@ -565,7 +574,7 @@ def plan(
     gpus: Annotated[
         int | None, typer.Option(help="In all; default: as the recipe's section verl, else 1.", min=1)
     ] = None,
-    gpu_memory: Annotated[float, typer.Option(help="GiB of each.", min=1)] = 80,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of each.", min=1, max=10_000)] = 80,
     nodes: Annotated[
         int | None, typer.Option(help="Machines they are in; default: 8 GPUs to a machine.", min=1)
     ] = None,

@@ -165,8 +165,8 @@ def _problems(paper: Paper, plan: Plan) -> list[str]:
             )
         if paper.prompt > recipe.verl.max_prompt_tokens:
             found.append(
-                f"a prompt has {paper.prompt} tokens, verl.max_prompt_tokens is {recipe.verl.max_prompt_tokens}: "
-                "raise it"
+                f"a prompt is taken to have {paper.prompt} tokens (--text-tokens and --picture-tokens), but "
+                f"verl.max_prompt_tokens is {recipe.verl.max_prompt_tokens}: give its real ones, or raise it"
             )
     if recipe.rollout.prompts_per_step % paper.per_update and not local:
         found.append(

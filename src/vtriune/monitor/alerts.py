@@ -298,7 +298,10 @@ class _Lost:
             return _WELL
         began = next((seen.step for seen in self.window.values if seen.value > LOST), step)
         what = "could not be judged, which is our side's doing" if self.kind == "failed" else "belong to broken samples"
-        return _Finding(began, f"{share:.0%} of the answers {what}; {mean:.0%} over {WINDOW} steps")
+        seen = [one.value for one in self.window.values]
+        return _Finding(
+            began, f"{share:.0%} of the answers {what}; {math.fsum(seen) / len(seen):.0%} over {len(seen)} steps"
+        )
 
 
 @dataclass(slots=True)

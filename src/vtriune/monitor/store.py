@@ -218,11 +218,17 @@ class RunStore:
 
 def check_vacant(folder: Path) -> None:
     """Raise UserError if `folder` already holds a run."""
-    if holds_run(folder):
+    if not holds_run(folder):
+        return
+    if not (folder / "run.json").exists() and not (folder / "versions.json").exists():
         raise UserError(
-            f"{folder} already holds a run ({inspect(folder).standing}): "
-            "continue it with --resume, delete it with --replace, or choose another name for the new one"
+            f"{folder}: holds files like a run's (recipe.yaml, checkpoints, ...) but no run (run.json); choose another "
+            "folder for the new one with --out, or move them away"
         )
+    raise UserError(
+        f"{folder} already holds a run ({inspect(folder).standing}): "
+        "continue it with --resume, delete it with --replace, or choose another name for the new one"
+    )
 
 
 def truncate_to(folder: Path, step: int) -> None:

@@ -120,15 +120,14 @@ def step_line(
     seconds_left: float,
     seconds_waited: float = 0,
     alerts: Iterable[Alert] = (),
-) -> RenderableType:
-    """One line for one training step: mean reward, time left, and the reward of every source as far as there is room.
+) -> Text:
+    """One line for one training step: mean reward, time left, and the reward of every source.
 
     Waiting for rewards shows from a tenth of a second on; sources with one of the open `alerts` have a `!`.
 
     A first part that all names of sources share, up to the first `_`, is left out.
     """
-    line = Text(no_wrap=True, overflow="ellipsis")
-    line.append(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
+    line = Text().append(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
     line.append("  reward ").append(_number(metrics.get(f"{ALL}/reward")), "bold")
     line.append(f"  {timedelta(seconds=round(seconds_left))} left", "dim")
     if seconds_waited >= 0.1:
@@ -145,12 +144,12 @@ def step_line(
         line.append(f" {_number(metrics.get(f'{source}/reward'))}", "cyan")
         if source in ill:
             line.append("!", "bold yellow")
-    return Group(line)  # console.print would join a bare Text with others, and wrap it
+    return line
 
 
 def evaluation_line(step: int, total_steps: int, figures: Mapping[str, float]) -> Text:
     """One line for a held-out evaluation after `step` steps: mean over tasks, sampled and greedy, each 0..100."""
-    line = Text(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
+    line = Text().append(f"{step:>{len(str(total_steps))}}/{total_steps}", "bold")
     line.append(f"  evaluated {figures.get(f'{ALL}/prompts', 0):.0f} held-out prompts")
     for name, figure in (("sampled", "score"), ("greedy", "greedy")):
         error = figures.get(f"{ALL}/{figure}_se")

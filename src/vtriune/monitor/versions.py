@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import version
+import sys
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 
 def versions(threads: int) -> dict[str, str | int | None]:
     """Versions of python and of packages, source commit, platform; `threads` as the engine computes with."""
-    packages = ("vtriune", "torch", "transformers", "numpy", "pyarrow", "math-verify")
+    packages = ["vtriune", "torch", "transformers", "numpy", "pyarrow", "math-verify"]
+    if "verl" in sys.modules:  # which this run is on
+        installed = {package.name for package in distributions()}
+        packages += [
+            name for name in ("verl", "ray", "tensordict", "TransferQueue", "vllm", "sglang") if name in installed
+        ]
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},

@@ -282,6 +282,7 @@ class AsyncRewardClient:
     def _break(self, server: _Server) -> None:
         """Give it nothing more until it is ready."""
         if not server.broken:
+            LOG.warning("reward server %s is asked nothing until it is ready again: %s", server.url, server.fault)
             server.broken = True
             probe = self._loop.create_task(self._probe(server))
             self._probes.add(probe)

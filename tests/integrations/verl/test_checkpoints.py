@@ -8,7 +8,14 @@ import torch
 from tests.integrations.verl.support.runs import MODEL
 from transformers import AutoModelForImageTextToText
 
-from vtriune.integrations.verl.checkpoints import NEWEST, export, find_checkpoint, merge_adapters, read_weights
+from vtriune.integrations.verl.checkpoints import (
+    NEWEST,
+    check_shards,
+    export,
+    find_checkpoint,
+    merge_adapters,
+    read_weights,
+)
 from vtriune.local.lora import LoraConfig
 from vtriune.types import UserError
 
@@ -35,7 +42,9 @@ def test_a_checkpoint_that_is_not_there_is_an_error_that_names_the_others(checkp
 
 
 def test_a_run_without_a_checkpoint_can_not_be_resumed_and_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no checkpoint, so this run can't be resumed; start it again"):
+    with pytest.raises(
+        UserError, match="holds no checkpoint, so this run can't be resumed or exported; start it again"
+    ):
         find_checkpoint(tmp_path)
 
 
@@ -43,6 +52,21 @@ def test_a_damaged_note_of_the_newest_checkpoint_is_an_error_with_a_remedy(check
     (checkpoints / NEWEST).write_text("")
     with pytest.raises(UserError, match=f"{NEWEST}: holds no number; write that of the newest"):
         find_checkpoint(checkpoints)
+
+
+def test_ranks_go_on_from_as_many_shards_only_of_which_none_is_missing(checkpoints: Path) -> None:
+    checkpoint = checkpoints / "global_step_10"
+    (checkpoint / "actor" / "fsdp_config.json").write_text('{"world_size": 2}')
+    with pytest.raises(
+        UserError, match=r"was written by 2 GPUs, but verl.nodes x verl.gpus_per_node is 8; give as many"
+    ):
+        check_shards(checkpoint, 8)
+    for kind in ("model", "optim", "extra_state"):
+        for rank in range(2):
+            with pytest.raises(UserError, match=rf"lacks {kind}_world_size_2_rank_{rank}\.pt; bring it back, or write"):
+                check_shards(checkpoint, 2)
+            (checkpoint / "actor" / f"{kind}_world_size_2_rank_{rank}.pt").touch()
+    check_shards(checkpoint, 2)
 
 
 def test_the_exported_model_stops_where_the_trained_one_did(checkpoints: Path, tmp_path: Path) -> None:

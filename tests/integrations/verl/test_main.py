@@ -33,7 +33,7 @@ def recipe(folder: Path, **sections: Any) -> Recipe:
         "model": {"path": str(MODEL)},
         "data": {"train": [{"path": "nowhere.parquet"}], "test": [{"path": "nowhere.parquet"}]},
         "rollout": {"prompts_per_step": 4},
-        "verl": {"rollout": "another", "gpus_per_node": 1},
+        "verl": {"rollout": "trtllm", "gpus_per_node": 1},
     }
     return Recipe.model_validate(fields | sections)
 
@@ -42,8 +42,12 @@ def recipe(folder: Path, **sections: Any) -> Recipe:
     ("sections", "message"),
     [
         ({"model": {"path": "/no/model"}}, r"model\.path: /no/model is not a transformers folder"),
-        ({"verl": {"rollout": "another", "gpus_per_node": 32}}, r"verl\.gpus_per_node: 32 GPUs .* lower it"),
-        ({"verl": {"rollout": "another", "nodes": 2}}, r"verl\.nodes: 2 machines .* set RAY_ADDRESS=auto"),
+        ({"verl": {"rollout": "trtllm", "gpus_per_node": 32}}, r"verl\.gpus_per_node: 32 GPUs .* set RAY_ADDRESS=auto"),
+        (
+            {"verl": {"rollout": "vlm"}},
+            r"verl\.rollout: verl has no sampling engine vlm; take one of sglang, trtllm, vllm",
+        ),
+        ({"verl": {"rollout": "trtllm", "nodes": 2}}, r"verl\.nodes: 2 machines .* set RAY_ADDRESS=auto"),
     ],
 )
 def test_what_is_missing_is_said_before_ray_starts(
@@ -68,7 +72,7 @@ def test_a_cluster_that_is_not_there_is_said_in_a_line(tmp_path: Path, monkeypat
     for split in splits:
         write_rows(rows("math", "math", rare=False, split=split, count=1, seed=0), tmp_path / f"{split}.parquet")
     data = {split: [{"path": f"{split}.parquet"}] for split in splits}
-    with pytest.raises(UserError, match=r"RAY_ADDRESS: no Ray cluster is there .* start it \(docs/cluster\.md\)"):
+    with pytest.raises(UserError, match=r"RAY_ADDRESS: Ray can't be used .* start it \(docs/cluster\.md\)"):
         train(recipe(tmp_path, data=data), tmp_path / "run", Console(file=io.StringIO()))
 
 
@@ -91,7 +95,7 @@ def test_verl_is_not_started_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_another_clusters_machines_are_not_judged_by_this_one(tmp_path: Path) -> None:
-    check_machines(recipe(tmp_path, verl={"rollout": "another", "nodes": 100}), "10.0.0.1:6379")
+    check_machines(recipe(tmp_path, verl={"rollout": "trtllm", "nodes": 100}), "10.0.0.1:6379")
 
 
 def test_a_reason_is_the_innermost_error_in_one_line() -> None:

@@ -174,6 +174,7 @@ def test_verls_code_reads_every_key() -> None:
         ("actor_rollout_ref.actor.loss_agg_mode=sum", "verl refuses this recipe: .*Invalid loss_agg_mode"),
         ("trainer.v1.trainer_mode=sync", "verl.overrides: trainer.v1.trainer_mode must stay"),
         ("trainer.n_gpus_per_node=3", r"update.prompts_per_update: the 512 answers .*can't be divided among 3 GPUs"),
+        ("trainer.n_gpus_per_node=2", "verl.tensor_parallel: 2 GPUs can't be divided into groups of 4; take a divisor"),
     ],
 )
 def test_overrides_that_can_not_work_are_said_before_anything_starts(
@@ -182,6 +183,6 @@ def test_overrides_that_can_not_work_are_said_before_anything_starts(
     from vtriune.integrations.verl.main import compose_config
     from vtriune.integrations.verl.settings import Settings
 
-    fields = PLAIN | {"verl": {"overrides": [override]}}
+    fields = PLAIN | {"verl": {"overrides": [override], "tensor_parallel": 4 if "per_node=2" in override else 1}}
     with pytest.raises(UserError, match=message):
         compose_config(Settings(recipe(fields), tmp_path))

@@ -279,6 +279,48 @@ def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_nothing_left_run
     assert left_over(output) == []
 
 
+def test_ctrl_c_before_the_run_has_begun_ends_it_at_once(folder: Path) -> None:
+    place, output = folder / "early", folder / "early.txt"
+    process = train(output, write_recipe(place, ranks=1), "--out", place / "run")
+    try:
+        while "Started a local Ray instance" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() == 130, output.read_text()
+    finally:
+        process.kill()
+    assert "Stopped at once. There is no checkpoint yet" in output.read_text().splitlines()[-1]
+    assert not (place / "run").exists()
+    assert left_over(output) == []
+
+
+def test_resuming_a_finished_run_shows_what_it_reached_and_starts_nothing(run: Path, folder: Path) -> None:
+    output, before = folder / "finished.txt", (run / "run.json").read_bytes()
+    assert train(output, "--resume", run).wait() == 0
+    text = output.read_text()
+    assert "mean over tasks" in text
+    assert "Ray" not in text
+    assert (run / "run.json").read_bytes() == before
+
+
+def test_the_console_tells_every_step_and_evaluation_in_a_line(run: Path) -> None:
+    text = (run.parent / "output.txt").read_text()
+    for step in range(1, STEPS + 1):
+        row = metrics(run)["train", step]
+        sources = [f"{one} {row[f'{one}/reward']:.2f}" for one in ("chart", "grounding", "math")]
+        assert re.search(rf"{step}/{STEPS}  reward {row['all/reward']:.2f}  .*{'.*'.join(sources)}", text)
+    for done in (0, 2, STEPS):
+        assert (
+            f"{done}/{STEPS}  evaluated 4 held-out prompts  sampled {metrics(run)['eval', done]['all/score']:.1f}"
+            in text
+        )
+
+
+def test_versions_name_verl_and_ray(run: Path) -> None:
+    assert {"verl", "ray", "tensordict"} <= json.loads((run / "versions.json").read_text()).keys()
+
+
 def test_answers_that_are_missing_are_listed_with_their_reason(stopped: Path) -> None:
     listed = [json.loads(line) for line in (stopped / "quarantine.jsonl").read_text().splitlines()]
     assert [(one["step"], one["sample"]) for one in listed][:2] == [
@@ -335,8 +377,9 @@ def test_what_breaks_in_a_worker_is_the_last_line_on_the_console(folder: Path) -
     recipe["model"]["path"] = "model"
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
-    last = output.read_text().splitlines()[-1]
+    *_, trace, last = output.read_text().splitlines()
     assert last.startswith("error the run broke down: ")
+    assert "SafetensorError" in trace  # line by line as python wrote it
     assert "SafetensorError" in last
     assert left_over(output) == []
 

@@ -42,12 +42,34 @@ def find_checkpoint(folder: Path, step: int | None = None) -> Path:
     found = {int(path.parts[-2].rpartition("_")[2]): path.parent for path in folder.glob("global_step_*/actor")}
     found = {number: found[number] for number in sorted(found) if number <= last}
     if not found:
-        raise UserError(f"{folder}: holds no checkpoint, so this run can't be resumed; start it again with --replace")
+        raise UserError(
+            f"{folder}: holds no checkpoint, so this run can't be resumed or exported; start it again with --replace"
+        )
     if step is None:
         step = max(found)
     if step not in found:
         raise UserError(f"{folder}: holds no global_step_{step}; there are {', '.join(p.name for p in found.values())}")
     return found[step]
+
+
+def check_shards(checkpoint: Path, ranks: int) -> None:
+    """Raise UserError unless `ranks` ranks can go on from a checkpoint, before they are started."""
+    actor = checkpoint / "actor"
+    try:
+        world = int(json.loads((actor / "fsdp_config.json").read_text())["world_size"])
+    except (OSError, KeyError, ValueError) as error:
+        raise damaged(actor, error) from error
+    if world != ranks:
+        raise UserError(
+            f"{actor}: was written by {world} GPUs, but verl.nodes x verl.gpus_per_node is {ranks}; give as many as "
+            "before"
+        )
+    kinds = ("model", "optim", "extra_state")
+    names = [f"{kind}_world_size_{world}_rank_{rank}.pt" for kind in kinds for rank in range(world)]
+    if missing := [name for name in names if not (actor / name).is_file()]:
+        raise UserError(
+            f"{actor}: lacks {missing[0]}; bring it back, or write the number of an older checkpoint into {NEWEST}"
+        )
 
 
 def export(lora: LoraConfig | None, checkpoint: Path, out: Path) -> None:

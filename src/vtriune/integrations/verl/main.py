@@ -5,7 +5,9 @@ It is what `vtriune train RECIPE engine=verl` calls.
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.text import Text
 from verl.trainer import main_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device, get_device_name
+from verl.workers.rollout.base import _ROLLOUT_REGISTRY
 
-from vtriune.integrations.verl.checkpoints import find_checkpoint
+from vtriune.integrations.verl.checkpoints import check_shards, find_checkpoint
 from vtriune.integrations.verl.dataset import read_data
 from vtriune.integrations.verl.overrides import Override, hydra_overrides
 from vtriune.integrations.verl.reasons import cause_of, reason_of
@@ -63,7 +67,11 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
         KeyboardInterrupt: a second Ctrl-C, or one before the run has started.
     """
     if resume:
-        find_checkpoint(folder / "checkpoints")
+        checkpoint = find_checkpoint(folder / "checkpoints")
+        if read_run_file(folder).state == "finished" and checkpoint.name == f"global_step_{recipe.steps}":
+            _tell(recipe, folder, console)
+            return
+        check_shards(checkpoint, recipe.verl.nodes * recipe.verl.gpus_per_node)
     elif not replace:
         check_vacant(folder)
     check_installed(recipe.tracking)
@@ -87,23 +95,30 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
     try:
         with polite_interrupt(console, ask_to_stop):
             main_ppo.run_ppo(config, task_runner_class=ray.remote(TaskRunner))
-    except ConnectionError as error:
-        said = " ".join(str(error).split())
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster is there ({said}); start it (docs/cluster.md), or unset it"
-        ) from error
-    except ray.exceptions.RayError as error:
+    except ray.exceptions.RayError as error:  # before the others: it is also of its cause's type
         if isinstance(cause_of(error), UserError):
             raise UserError(reason_of(error)) from error
-        console.print(plain(str(error)), soft_wrap=True)
+        for line in Text.from_ansi(str(error)).plain.splitlines():
+            console.print(plain(line), soft_wrap=True)
         again = f"; go on from its last checkpoint: vtriune train --resume {folder}" if folder.exists() else ""
         raise UserError(f"the run broke down: {reason_of(error)} (its traceback stands above){again}") from error
+    except (ConnectionError, ValueError) as error:  # of ray.init
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"RAY_ADDRESS: Ray can't be used ({said}); start it (docs/cluster.md), unset it for this machine alone, or "
+            "correct verl.overrides"
+        ) from error
     finally:
         ray.shutdown()
         stop.unlink(missing_ok=True)
     if read_run_file(folder).state == "stopped":
         done = next(row["step"] for row in latest_rows(folder, "train"))
         raise Interrupted(f"Stopped after step {done}. Go on: vtriune train --resume {folder}")
+    _tell(recipe, folder, console)
+
+
+def _tell(recipe: Recipe, folder: Path, console: Console) -> None:
+    """What a finished run reached."""
     before, after = (read_evaluation(rollout_file(folder, "eval", done)) for done in (0, recipe.steps))
     console.print(before_after_table(before, after))
     console.print(plain(f"{recipe.steps} steps. Look closer: vtriune runs show {folder}"), soft_wrap=True)
@@ -113,9 +128,12 @@ def check_machines(recipe: Recipe, address: str | None) -> None:
     """Tell what this machine lacks, before Ray is started on it. Of another cluster's machines Ray tells it.
 
     Raises:
-        UserError: the sampling engine is not installed, or this machine is alone and has fewer GPUs than are asked for.
+        UserError: the sampling engine is unknown or not installed, or this machine is alone and has fewer GPUs than are
+            asked for.
     """
     verl = recipe.verl
+    if verl.rollout not in (known := sorted(name for name, mode in _ROLLOUT_REGISTRY if mode == "async")):
+        raise UserError(f"verl.rollout: verl has no sampling engine {verl.rollout}; take one of {', '.join(known)}")
     if verl.rollout in ("vllm", "sglang") and find_spec(verl.rollout) is None:
         raise UserError(
             f"verl.rollout: {verl.rollout} is not installed here; pip install 'verl[{verl.rollout}]==0.9.1'"
@@ -130,7 +148,7 @@ def check_machines(recipe: Recipe, address: str | None) -> None:
     if (found := torch.cuda.device_count()) < verl.gpus_per_node:
         raise UserError(
             f"verl.gpus_per_node: {verl.gpus_per_node} GPUs are asked for, but torch sees {found} on this machine; "
-            f"lower it, or {cluster}"
+            + (f"lower it, or {cluster}" if found else cluster)
         )
 
 
@@ -153,16 +171,19 @@ def compose_config(settings: Settings) -> DictConfig:
         config.data[KEY] = settings.encode()
     try:
         auto_set_device(config)
-        validate_config(
-            config=config,
-            use_reference_policy=need_reference_policy(config),
-            use_critic=need_critic(config),
-        )
+        with redirect_stdout(io.StringIO()):  # it says that all is well
+            validate_config(
+                config=config,
+                use_reference_policy=need_reference_policy(config),
+                use_critic=need_critic(config),
+            )
     except (AssertionError, ValueError, HydraException) as error:
         raise UserError(f"verl refuses this recipe: {' '.join(str(error).split())}") from error
+    gpus, share = config.trainer.nnodes * config.trainer.n_gpus_per_node, recipe.verl.tensor_parallel
+    if gpus % share:
+        raise UserError(f"verl.tensor_parallel: {gpus} GPUs can't be divided into groups of {share}; take a divisor")
     actor = config.actor_rollout_ref.actor
-    shared = actor.fsdp_config.ulysses_sequence_parallel_size
-    ranks = max(1, config.trainer.nnodes * config.trainer.n_gpus_per_node // shared)
+    ranks = max(1, gpus // actor.fsdp_config.ulysses_sequence_parallel_size)
     answers = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
     if answers % ranks:  # verl finds out only once it has sampled
         raise UserError(

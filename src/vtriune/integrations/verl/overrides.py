@@ -143,7 +143,7 @@ def _fixed(folder: Path) -> Iterator[Override]:
         ("trainer.default_local_dir", str(folder / "checkpoints"), "checkpoints lie in the run folder"),
         ("trainer.project_name", "vtriune", "of trackers"),
         ("trainer.experiment_name", folder.name, "of trackers"),
-        ("trainer.logger", ["console"], "the run folder and `tracking` have the figures; verl's own: verl.overrides"),
+        ("trainer.logger", [], "the run folder and `tracking` have the figures; verl's own: verl.overrides"),
         ("trainer.total_epochs", 1, "our order of rows is as long as the run"),
         ("trainer.val_before_train", True, "gains are shown against the model before training"),
         ("trainer.resume_mode", "auto", "from the last checkpoint in the run folder, if there is one"),

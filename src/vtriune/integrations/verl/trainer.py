@@ -41,7 +41,7 @@ from vtriune.monitor.metrics import source_metrics
 from vtriune.monitor.rollouts import read_evaluation
 from vtriune.monitor.runs import RowSplit, rollout_file, watched
 from vtriune.monitor.store import RunStore
-from vtriune.monitor.table import alert_line, evaluation_line
+from vtriune.monitor.table import alert_line, evaluation_line, step_line
 from vtriune.monitor.trackers.base import Trackers, open_trackers
 from vtriune.session import STOP_FILE, new_store
 from vtriune.types import FinishReason, Group, JudgedGroup, Rollout, Status, UserError, Verdict
@@ -92,6 +92,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._trackers: Trackers
         self._alerts: Alerts
         self._judged: list[JudgedGroup] = []
+        self._durations: list[float] = []
+        """Seconds of each step of this session."""
         self._unreadable: set[str] = set()
         self._eos_ids: tuple[int, ...] = ()
         super().__init__(config)
@@ -195,6 +197,10 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._store.write_rollouts(step, judged, progress_of(step, self.recipe.steps, "train"))
         timing["step_s"] = time.monotonic() - began
         self._log(step, "train", figures, timing)
+        self._durations.append(timing["step_s"])
+        left = math.fsum(self._durations) / len(self._durations) * (self.recipe.steps - step)
+        line = step_line(step, self.recipe.steps, figures, left, alerts=self._alerts.open)
+        print(line.plain, flush=True)
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
         return batch
 

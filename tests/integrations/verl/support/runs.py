@@ -80,6 +80,7 @@ def write_recipe(folder: Path, ranks: int) -> Path:
                 "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
                 "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
                 "actor_rollout_ref.rollout.agent.num_workers=1",
+                "trainer.logger=[console]",  # verl's own figures, beside which ours are held
                 "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
                 "ray_kwargs.ray_init.num_cpus=16",  # logical, as the GPUs
                 f"+ray_kwargs.ray_init.num_gpus={ranks}",
