@@ -36,7 +36,7 @@ from vtriune.local.engine import LocalEngine
 from vtriune.local.model import ModelConfig, VisionLanguageModel
 from vtriune.local.update import Lesson
 from vtriune.monitor.files import DamagedRun
-from vtriune.monitor.runs import read_alerts
+from vtriune.monitor.runs import inspect, read_alerts
 from vtriune.monitor.trackers.base import PACKAGES, TrackingConfig
 from vtriune.recipe import Recipe, load_recipe
 from vtriune.reward.judge import JudgeItem, judge_item
@@ -728,6 +728,20 @@ def test_a_log_file_has_the_whole_line_of_each_step_and_evaluation(dots: Callabl
     lines = log.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert any(re.fullmatch(r"0/\d  evaluated \d+ held-out prompts  sampled .*  greedy .*", line) for line in lines)
     assert any(re.fullmatch(r"1/\d  reward -?\d.*  0:\d\d:\d\d left(  [^ ]+ -?\d\.\d\d)+ *", line) for line in lines)
+
+
+def test_a_finished_run_goes_on_when_its_recipe_asks_for_more_steps(
+    dots: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    train(dots(), run, Console(quiet=True))
+    longer = yaml.safe_load((run / "recipe.yaml").read_text())
+    longer["steps"] += 1
+    (run / "recipe.yaml").write_text(yaml.safe_dump(longer))
+    train(load_recipe(run / "recipe.yaml"), run, Console(quiet=True), resume=True)
+    info = inspect(run)
+    assert (info.state, info.step, info.total_steps) == ("finished", longer["steps"], longer["steps"])
+    assert json.loads((run / "summary.json").read_text())["steps"] == longer["steps"]
 
 
 def test_a_tracker_that_fails_ends_no_training_and_its_failures_are_counted_at_the_end(

@@ -61,7 +61,7 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             engine.load(checkpoint)
             data.load_state_dict(state["data"])
             first = state["step"]
-            store = RunStore.resume(folder, step=first, threads=threads)
+            store = RunStore.resume(folder, step=first, threads=threads, total_steps=recipe.steps)
         else:
             store = new_store(folder, recipe, threads=threads, replace=replace)
         resolved, resumed_at = recipe.model_dump(mode="json"), first if resume else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from vtriune.monitor.rollouts import SCHEMA
 from vtriune.monitor.runs import rollout_file
 from vtriune.monitor.store import RunStore
 from vtriune.rejudge.changes import Change
-from vtriune.rejudge.rejudging import Rejudged, Rejudging, Side
+from vtriune.rejudge.rejudging import Rejudged, Rejudging, Side, read_steps
 from vtriune.reward.judge import JudgeItem, judge_item
 from vtriune.reward.pool import JudgePool
 from vtriune.types import (
@@ -356,3 +357,11 @@ def test_whom_a_run_folder_makes_it_ask_is_said_before_anybody_is_asked(run: Pat
         'asks http://127.0.0.1:9/style about answers of the verifier remote, service "style"',
         "does not ask http://127.0.0.1:9, which judged in the run: this machine does",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("9..3", "the first step is after the last"), ("3-9", "write it as"), ("..", "write it as")]
+)
+def test_steps_that_mean_nothing_are_refused(text: str, told: str) -> None:
+    with pytest.raises(UserError, match=rf'--steps "{re.escape(text)}": {told}'):
+        read_steps(text)

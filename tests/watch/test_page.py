@@ -123,7 +123,7 @@ def test_a_damaged_run_says_what_is_wrong_with_it(page: Page, watch: Watch) -> N
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text("run.json")
     page.goto(f"{watch.url}/#/run/nowhere")
     expect(page.get_by_role("alert").filter(visible=True)).to_contain_text('no run "nowhere"')
-    for nothing in ("%zz/%", "constructor"):
+    for nothing in ("%zz/%", "constructor", "run/first/source/math", "source/first"):
         page.goto(f"{watch.url}/#/run/first")
         expect(page.locator("table.grid")).to_be_visible()
         page.goto(f"{watch.url}/#/{nothing}")

@@ -96,13 +96,16 @@ class RunStore:
         return cls._start_session(folder, RunFile(total_steps=total_steps, sessions=[]), lock, step=0, changed={})
 
     @classmethod
-    def resume(cls, folder: Path, *, step: int, threads: int) -> Self:
+    def resume(cls, folder: Path, *, step: int, threads: int, total_steps: int | None = None) -> Self:
         """Continue the run in `folder` from the checkpoint taken after training step `step`; later rows are dropped.
+
+        `total_steps`, if given, is how long the run is from now on.
 
         Raises:
             UserError: `folder` holds no run, a damaged one, or one that another process is writing.
         """
         run = read_run_file(folder)
+        run.total_steps = total_steps or run.total_steps
         lock = lock_folder(folder)
         for name in ("skipped.jsonl", "alerts.jsonl"):  # older runs have none
             (folder / name).touch()

@@ -62,6 +62,8 @@ def read_steps(text: str) -> tuple[float, float]:
     if not found or not text.strip(".") or (found[1] and found[3] and not found[2]):
         raise UserError(f'--steps "{text}": write it as A..B, A.., ..B or A, e.g. 100..140')
     first, last = float(found[1] or 0), float(found[3] or math.inf)
+    if first > last:
+        raise UserError(f'--steps "{text}": the first step is after the last; turn them round')
     return (first, last) if found[2] else (first, first)
 
 

@@ -114,7 +114,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         folder, first = self.settings.folder, self.global_steps
         threads = torch.get_num_threads()
         if first:
-            self._store = RunStore.resume(folder, step=first, threads=threads)
+            self._store = RunStore.resume(folder, step=first, threads=threads, total_steps=self.recipe.steps)
             self.config.trainer.val_before_train = False  # the run has its first evaluation
         else:
             self._store = new_store(folder, self.recipe, threads=threads, replace=self.settings.replace)

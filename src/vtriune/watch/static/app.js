@@ -16,6 +16,7 @@ import * as source from "./views/source.js";
 
 const EVERY = 3000; // ms between two looks at the server
 const VIEWS = { "": runs, run: grid, source, rollouts, group };
+const PARTS = { "": 0, run: 1, source: 2, rollouts: 1, group: 5 }; // of an address, after its name
 
 const main = document.getElementById("main");
 const gone = document.getElementById("gone");
@@ -31,7 +32,8 @@ function parse(hash) {
   const [path, query = ""] = hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   try {
     const [name, ...parts] = path.split("/").map(decodeURIComponent);
-    return { name, parts, query: new URLSearchParams(query), view: Object.hasOwn(VIEWS, name) ? VIEWS[name] : null };
+    const known = Object.hasOwn(VIEWS, name) && parts.length === PARTS[name];
+    return { name, parts, query: new URLSearchParams(query), view: known ? VIEWS[name] : null };
   } catch {
     return { name: path, parts: [], query: new URLSearchParams(), view: null }; // a broken escape
   }
