@@ -6,19 +6,16 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
 import time
-from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
-import peft
 import PIL.Image
 import pytest
 import torch
@@ -28,7 +25,6 @@ from safetensors.torch import load_file
 from tests.integrations.verl.support.runs import (
     ANSWERS,
     LOOSE,
-    MARK,
     MODEL,
     PROMPTS,
     STEPS,
@@ -36,16 +32,11 @@ from tests.integrations.verl.support.runs import (
     metrics,
     rollouts,
     train,
-    write_recipe,
 )
 from transformers import AutoModelForImageTextToText
 
 from vtriune import cli
-from vtriune.data.schema import write_rows
-from vtriune.integrations.verl.checkpoints import read_weights
-from vtriune.local.lora import layers_with_adapters
-from vtriune.local.parts import NAMES, places
-from vtriune.playground.dataset import rows
+from vtriune.local.parts import NAMES
 from vtriune.rejudge.rejudging import Rejudging
 from vtriune.watch.app import create_app
 from vtriune.watch.report import write_report
@@ -57,54 +48,6 @@ pytestmark = [
     pytest.mark.heavy,
     pytest.mark.skipif(find_spec("verl") is None, reason="verl isn't installed here: make test-verl"),
 ]
-
-LORA = {"rank": 4, "alpha": 8}
-
-
-def left_over(output: Path) -> list[str]:
-    """Command lines of the processes that a run left behind."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # gone by now
-            if f"{MARK}={output}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
-    return found
-
-
-@pytest.fixture(scope="module")
-def stopped(folder: Path) -> Path:
-    """A run of one rank with adapters and with a row that is too long, stopped by Ctrl-C in its first step."""
-    place = folder / "adapters"
-    place.mkdir()
-    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
-    for split in ("train", "test"):
-        (row,) = rows("math", "math", rare=False, split=split, count=1, seed=1)
-        row["prompt"][-1]["content"] += " very" * 300
-        write_rows([row], place / split / "long.parquet")
-    recipe["model"] |= {"lora": LORA, "freeze": ["vision"]}
-    recipe["data"]["train"] = [
-        {"path": "train/chart.parquet", "weight": 3, "verifier": "checksum"},
-        {"path": "train/long.parquet", "weight": 1},
-    ]
-    recipe["data"]["test"] = [{"path": "test/grounding.parquet"}, {"path": "test/long.parquet"}]
-    recipe["reward"]["load"] = ["support.verifiers:checksum"]
-    recipe["rollout"] |= {"prompts_per_step": 4, "max_new_tokens": 24, "temperature": 1.5}
-    recipe["update"] |= {"warmup_ratio": 0.0, "prompts_per_update": 4}
-    recipe["evaluation"] = {"responses_per_prompt": 1}
-    recipe |= {"steps": 50, "checkpoint": {"every": 50}}
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    run, output = place / "run", place / "output.txt"
-    process = train(output, place / "recipe.yaml", "--out", run)
-    try:
-        while not (run / "metrics.jsonl").exists() or ("eval", 0) not in metrics(run):
-            assert process.poll() is None, output.read_text()
-            time.sleep(0.05)
-        assert len(left_over(output)) > 5  # Ray's, as long as it runs
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait() == 130, output.read_text()
-    finally:
-        process.kill()
-    return run
 
 
 def test_every_step_has_figures_of_every_source_that_it_asked(run: Path) -> None:
@@ -266,35 +209,6 @@ def test_the_dashboard_and_the_report_show_a_run_on_verl(run: Path, tmp_path: Pa
     assert all(source in page for source in ("math", "chart", "grounding"))
 
 
-def test_ctrl_c_ends_a_run_after_its_step_with_a_checkpoint_and_nothing_left_running(stopped: Path) -> None:
-    output = stopped.parent / "output.txt"
-    text = output.read_text()
-    done = max(step for split, step in metrics(stopped) if split == "train")
-    assert f"Stopped after step {done}. Go on: vtriune train --resume {stopped}" in text.splitlines()[-1]
-    assert "KeyboardInterrupt" not in text
-    assert json.loads((stopped / "run.json").read_text())["state"] == "stopped"
-    assert done < 50
-    assert (stopped / "checkpoints" / f"global_step_{done}" / "actor" / "fsdp_config.json").is_file()
-    assert not (stopped / ".stop").exists()
-    assert left_over(output) == []
-
-
-def test_ctrl_c_before_the_run_has_begun_ends_it_at_once(folder: Path) -> None:
-    place, output = folder / "early", folder / "early.txt"
-    process = train(output, write_recipe(place, ranks=1), "--out", place / "run")
-    try:
-        while "Started a local Ray instance" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        assert process.wait() == 130, output.read_text()
-    finally:
-        process.kill()
-    assert "Stopped at once. There is no checkpoint yet" in output.read_text().splitlines()[-1]
-    assert not (place / "run").exists()
-    assert left_over(output) == []
-
-
 def test_resuming_a_finished_run_shows_what_it_reached_and_starts_nothing(run: Path, folder: Path) -> None:
     output, before = folder / "finished.txt", (run / "run.json").read_bytes()
     assert train(output, "--resume", run).wait() == 0
@@ -319,108 +233,3 @@ def test_the_console_tells_every_step_and_evaluation_in_a_line(run: Path) -> Non
 
 def test_versions_name_verl_and_ray(run: Path) -> None:
     assert {"verl", "ray", "tensordict"} <= json.loads((run / "versions.json").read_text()).keys()
-
-
-def test_answers_that_are_missing_are_listed_with_their_reason(stopped: Path) -> None:
-    listed = [json.loads(line) for line in (stopped / "quarantine.jsonl").read_text().splitlines()]
-    assert [(one["step"], one["sample"]) for one in listed][:2] == [
-        (0, "test/long.parquet#0"),
-        (1, "train/long.parquet#0"),
-    ]
-    assert listed[0]["reason"].startswith("2 answers are missing: the prompt has ")
-    assert listed[1]["reason"].startswith(f"{ANSWERS} answers are missing: the prompt has ")
-    assert all("verl.max_prompt_tokens is 256" in one["reason"] for one in listed)
-    # Rows that verl fills the step up with are no answers of the sampler.
-    assert all(row["all/logprob_gap"] < 0.3 for (split, _), row in metrics(stopped).items() if split == "train")
-
-
-def test_adapters_alone_learn_and_are_merged_by_export(stopped: Path, tmp_path: Path) -> None:
-    (actor,) = (stopped / "checkpoints").glob("global_step_*/actor")
-    held, base = read_weights(actor), AutoModelForImageTextToText.from_pretrained(MODEL)
-    adapted = sorted(
-        {name.removeprefix("base_model.model.").partition(".lora_")[0] for name in held if ".lora_" in name}
-    )
-    model = AutoModelForImageTextToText.from_pretrained(MODEL)
-    assert adapted == sorted(layers_with_adapters(model, "all", places(model), {"connector", "llm"}))
-    assert {place.part for name, place in places(model).items() if name.removesuffix(".weight") in adapted} == {
-        "connector",
-        "llm",
-    }
-    assert all(held[f"base_model.model.{name}.lora_B.default.weight"].abs().max() > 0 for name in adapted)
-    for name, weight in base.state_dict().items():
-        layer, _, end = name.rpartition(".")
-        inside = f"{layer}.base_layer.{end}" if layer in adapted else name
-        assert torch.equal(held[f"base_model.model.{inside}"], weight), name
-
-    torch.manual_seed(0)  # the recipe's
-    by_peft = peft.get_peft_model(
-        base, peft.LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], target_modules=adapted)
-    )
-    for name, weight in by_peft.state_dict().items():
-        if ".lora_A." in name:  # that of its first steps: B begins as 0, so that A is hardly moved
-            torch.testing.assert_close(held[name], weight, atol=0.02, rtol=0)
-    by_peft.load_state_dict(held)
-    expected = by_peft.merge_and_unload().state_dict()
-    cli.export(stopped, tmp_path / "model")
-    exported = AutoModelForImageTextToText.from_pretrained(tmp_path / "model").state_dict()
-    assert exported.keys() == expected.keys()
-    for name, weight in expected.items():
-        torch.testing.assert_close(exported[name], weight, atol=1e-6, rtol=0)
-
-
-def test_what_breaks_in_a_worker_is_the_last_line_on_the_console(folder: Path) -> None:
-    place, output = folder / "broken", folder / "broken.txt"
-    shutil.copytree(MODEL, place / "model")
-    weights = place / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100_000])
-    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
-    recipe["model"]["path"] = "model"
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
-    *_, trace, last = output.read_text().splitlines()
-    assert last.startswith("error the run broke down: ")
-    assert "SafetensorError" in trace  # line by line as python wrote it
-    assert "SafetensorError" in last
-    assert left_over(output) == []
-
-
-def test_a_step_in_which_nobody_could_judge_teaches_nothing_and_the_run_goes_on(stopped: Path, folder: Path) -> None:
-    """The stopped run resumed for two steps; its adapters are those of its checkpoint."""
-    again, output = folder / "unjudged", folder / "unjudged.txt"
-    shutil.copytree(stopped, again)
-    done = max(step for split, step in metrics(stopped) if split == "train")
-    recipe = yaml.safe_load((again / "recipe.yaml").read_text())
-    recipe["data"]["train"] = [recipe["data"]["train"][0] | {"verifier": "broken"}]
-    recipe["reward"]["load"] = ["support.verifiers:broken"]
-    recipe |= {"steps": done + 2, "checkpoint": {"every": 1, "keep": 2}}
-    (again / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert train(output, "--resume", again).wait() == 0, output.read_text()
-    assert json.loads((again / "run.json").read_text())["state"] == "finished"
-    for step in (done + 1, done + 2):
-        assert set(rollouts(again, step).status) == {"failed"}
-        row = metrics(again)["train", step]
-        assert row["all/failed_count"] == row["all/rollouts"] > 0
-        assert row["all/grad_norm"] == row["all/loss"] == 0
-    places_of = {path.name: path for path in (again / "checkpoints").glob("global_step_*")}
-    assert set(places_of) == {f"global_step_{done + 1}", f"global_step_{done + 2}"}
-    before = read_weights(stopped / "checkpoints" / f"global_step_{done}" / "actor")
-    after = read_weights(places_of[f"global_step_{done + 2}"] / "actor")
-    assert all(torch.equal(before[name], weight) for name, weight in after.items())
-
-
-def test_a_step_in_which_no_row_gets_an_answer_ends_the_run_with_the_reason(folder: Path) -> None:
-    place, output = folder / "no-answer", folder / "no-answer.txt"
-    recipe = yaml.safe_load(write_recipe(place, ranks=1).read_text())
-    (row,) = rows("math", "math", rare=False, split="train", count=1, seed=1)
-    row["prompt"][-1]["content"] += " very" * 300
-    write_rows([row], place / "train" / "long.parquet")
-    recipe["data"]["train"] = [{"path": "train/long.parquet"}]
-    (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    assert train(output, place / "recipe.yaml", "--out", place / "run").wait() == 2
-    told = "step 1: none of its rows got an answer, the first because the prompt has "
-    assert output.read_text().splitlines()[-1].startswith(f"error {told}")
-    assert told in json.loads((place / "run" / "run.json").read_text())["error"]
-    listed = [json.loads(line) for line in (place / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert [one["sample"] for one in listed] == ["train/long.parquet#0"]
-    assert listed[0]["reason"].startswith(f"{PROMPTS * ANSWERS} answers are missing: the prompt has ")
-    assert left_over(output) == []

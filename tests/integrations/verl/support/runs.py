@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from vtriune.types import Rollout
 
 MODEL = Path(vtriune.__file__).parent / "playground" / "base_model"
 STEPS, PROMPTS, ANSWERS = 4, 16, 4
+RATE = 8e-4
 MARK = "VTRIUNE_TEST_RUN"
 """Environment variable by which the processes of a run are known, Ray's included."""
 LOOSE, STRICT = 0.02, 1.0
@@ -60,7 +63,7 @@ def write_recipe(folder: Path, ranks: int) -> Path:
             "temperature": 1.3,  # answers to one prompt shall differ
         },
         "update": {
-            "learning_rate": 8e-4,
+            "learning_rate": RATE,
             "warmup_ratio": 0.5,
             "epsilon_low": 0.1,
             "epsilon_high": 0.14,
@@ -102,12 +105,34 @@ def train(output: Path, *arguments: str | Path) -> subprocess.Popen[bytes]:
         "HF_HUB_OFFLINE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
+        # Ray would start processes ahead, as many as there are logical CPUs.
+        "RAY_enable_worker_prestart": "0",
+        "RAY_prestart_worker_first_driver": "0",
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", "vtriune.cli", "train", *map(str, arguments)]
     with output.open("wb") as sink:
         # In a group of its own, to which Ctrl-C can be sent as a terminal does.
         return subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+
+
+def processes_of(output: Path) -> list[str]:
+    """Command lines of the processes of a run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone by now
+            if f"{MARK}={output}".encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def left_behind(output: Path) -> list[str]:
+    """Command lines of the processes that a run left behind, when those that are about to end have had a minute."""
+    for _ in range(600):
+        if not processes_of(output):
+            break
+        time.sleep(0.1)
+    return processes_of(output)
 
 
 def metrics(run: Path) -> dict[tuple[str, int], dict[str, float]]:
