@@ -109,13 +109,9 @@ class _Run:
                 figures, waited = self.step(done - 1)
                 self.bars.update(bar, completed=done)
                 left = (time.monotonic() - began) / (done - first) * (total - done) + whole
-                line, in_terminal = (
-                    step_line(done, total, figures, left, waited, self.alerts.open),
-                    self.console.is_terminal,
-                )
-                self.console.print(
-                    line, no_wrap=True, overflow="ellipsis" if in_terminal else "ignore", crop=in_terminal
-                )
+                line = step_line(done, total, figures, left, waited, self.alerts.open)
+                cut = self.console.is_terminal  # a log file has room for all of it
+                self.console.print(line, no_wrap=True, overflow="ellipsis" if cut else "ignore", crop=cut)
                 if done == total or (every and done % every == 0):
                     self.evaluate(done)
                 stopping = (asked_to_stop() or self.engine.learner.stuck) and done < total

@@ -92,8 +92,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._trackers: Trackers
         self._alerts: Alerts
         self._judged: list[JudgedGroup] = []
-        self._durations: list[float] = []
-        """Seconds of each step of this session."""
+        self._started = (0, 0.0)
+        """Steps done when this session began to train, and when that was."""
         self._unreadable: set[str] = set()
         self._eos_ids: tuple[int, ...] = ()
         super().__init__(config)
@@ -148,6 +148,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
             self.global_steps = done
             self._validate()
             self.global_steps = done + 1
+        self._started = (done, time.monotonic())
 
     def on_step_end(self) -> None:
         """Where Ctrl-C has asked for it, let this step be the last one, with a checkpoint."""
@@ -187,9 +188,7 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         if "all/clip_fraction" in figures:  # verl counts apart what dual_clip limits
             figures["all/clip_fraction"] += float(metrics.get("actor/pg_clipfrac_lower", 0.0))
         if not math.isfinite(metrics["actor/grad_norm"]):
-            reason = (
-                "norm of a gradient is not finite, in one or more of the step's optimizer steps"  # verl's is a mean
-            )
+            reason = "norm of a gradient is not finite in some of its optimizer steps"  # verl tells their mean only
             self._store.skip(step, [one.group.sample.id for one in judged], reason)
         timing = {ours: timing_raw[theirs] for theirs, ours in TIMINGS.items() if theirs in timing_raw}
         tokens = sum(len(rollout.token_ids) for one in judged for rollout in one.group.rollouts)
@@ -197,8 +196,8 @@ class SourceTrainer(PPOTrainerSync):  # type: ignore[misc]
         self._store.write_rollouts(step, judged, progress_of(step, self.recipe.steps, "train"))
         timing["step_s"] = time.monotonic() - began
         self._log(step, "train", figures, timing)
-        self._durations.append(timing["step_s"])
-        left = math.fsum(self._durations) / len(self._durations) * (self.recipe.steps - step)
+        before, since = self._started
+        left = (time.monotonic() - since) / (step - before) * (self.recipe.steps - step)
         line = step_line(step, self.recipe.steps, figures, left, alerts=self._alerts.open)
         print(line.plain, flush=True)
         metrics.update({f"vtriune/{name}": value for name, value in figures.items()})
