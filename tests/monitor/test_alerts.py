@@ -227,6 +227,9 @@ def test_one_broken_row_of_a_small_source_is_no_alarm_and_a_dead_judge_is_one_at
     assert watch([row(), row(unscorable=0.25), *[row()] * 20]) == []
     (alert,) = watch([row(failed=1.0)])
     assert (alert.kind, alert.since, alert.until) == ("failed", 1, None)
+    assert alert.message == "100% of the answers could not be judged, which is our side's doing"
+    (alert,) = watch([row(), row(failed=0.6)])
+    assert alert.message.endswith("; 30% over 2 steps")
 
 
 @pytest.mark.parametrize("part", ["vision", "connector", "llm"])

@@ -222,13 +222,18 @@ def test_a_server_that_misbehaves_alone_makes_failed_verdicts_and_no_zeros(
     assert all(verdict.reason for verdict in verdicts)
 
 
-def test_a_stopped_server_is_left_alone_until_it_is_ready_again(reward_server: StartServer, sound: str) -> None:
+def test_a_stopped_server_is_left_alone_until_it_is_ready_again(
+    reward_server: StartServer, sound: str, caplog: pytest.LogCaptureFixture
+) -> None:
     frozen = reward_server("--workers", "1")
     with RewardClient([frozen.url, sound], patience=1) as client:
         check(client.submit(items(8)).result(), 8)
+        assert not caplog.messages
         frozen.process.send_signal(signal.SIGSTOP)
         for _ in range(4):
             check(client.submit(items(2 * BATCH)).result(), 2 * BATCH)
+        (told,) = caplog.messages
+        assert told.startswith(f"reward server {frozen.url} is asked nothing until it is ready again: no reply within")
         before = client.counters()["faults"]
         check(client.submit(items(2 * BATCH)).result(), 2 * BATCH)
         assert client.counters()["faults"] == before

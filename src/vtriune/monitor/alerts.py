@@ -298,10 +298,10 @@ class _Lost:
             return _WELL
         began = next((seen.step for seen in self.window.values if seen.value > LOST), step)
         what = "could not be judged, which is our side's doing" if self.kind == "failed" else "belong to broken samples"
-        seen = [one.value for one in self.window.values]
-        return _Finding(
-            began, f"{share:.0%} of the answers {what}; {math.fsum(seen) / len(seen):.0%} over {len(seen)} steps"
-        )
+        told, seen = f"{share:.0%} of the answers {what}", [one.value for one in self.window.values]
+        if len(seen) > 1:
+            told += f"; {math.fsum(seen) / len(seen):.0%} over {len(seen)} steps"
+        return _Finding(began, told)
 
 
 @dataclass(slots=True)

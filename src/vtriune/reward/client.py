@@ -276,17 +276,16 @@ class AsyncRewardClient:
         self._counters["faults"] += 1
         server.faults += 1
         server.fault = fault
-        if server.faults >= BREAK_AFTER:
+        if server.faults >= BREAK_AFTER and not server.broken:
+            LOG.warning("reward server %s is asked nothing until it is ready again: %s", server.url, fault)
             self._break(server)
 
     def _break(self, server: _Server) -> None:
         """Give it nothing more until it is ready."""
-        if not server.broken:
-            LOG.warning("reward server %s is asked nothing until it is ready again: %s", server.url, server.fault)
-            server.broken = True
-            probe = self._loop.create_task(self._probe(server))
-            self._probes.add(probe)
-            probe.add_done_callback(self._probes.discard)
+        server.broken = True
+        probe = self._loop.create_task(self._probe(server))
+        self._probes.add(probe)
+        probe.add_done_callback(self._probes.discard)
 
     async def _probe(self, server: _Server) -> None:
         pause = BACKOFF

@@ -127,6 +127,7 @@ def test_a_run_resumed_with_reward_servers_one_of_which_is_killed_has_the_same_r
     again, output = folder / "again", folder / "output-again.txt"
     shutil.copytree(run, again)
     shutil.rmtree(again / "checkpoints" / f"global_step_{STEPS}")
+    (again / "checkpoints" / "global_step_1" / "actor").mkdir(parents=True)  # of an earlier session
     (again / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
     (again / "rollouts" / "eval-000002.parquet").unlink()
     lines = (again / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -146,6 +147,8 @@ def test_a_run_resumed_with_reward_servers_one_of_which_is_killed_has_the_same_r
     finally:
         resumed.kill()
 
+    kept = {path.name for path in (again / "checkpoints").glob("global_step_*")}
+    assert kept == {"global_step_2", f"global_step_{STEPS}"}
     expected, got = metrics(run), metrics(again)
     assert list(expected) == list(got)
     for key, row in expected.items():

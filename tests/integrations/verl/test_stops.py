@@ -69,7 +69,7 @@ def stopped(folder: Path) -> Path:
     run, output = place / "run", place / "output.txt"
     process = train(output, place / "recipe.yaml", "--out", run)
     try:
-        while not (run / "metrics.jsonl").exists() or ("train", 1) not in metrics(run):
+        while not (run / "metrics.jsonl").exists() or ("train", 2) not in metrics(run):
             assert process.poll() is None, output.read_text()
             time.sleep(0.05)
         assert len(processes_of(output)) > 5  # Ray's, as long as it runs

@@ -102,7 +102,9 @@ def train(recipe: Recipe, folder: Path, console: Console, *, resume: bool = Fals
             console.print(plain(line), soft_wrap=True)
         again = f"; go on from its last checkpoint: vtriune train --resume {folder}" if folder.exists() else ""
         raise UserError(f"the run broke down: {reason_of(error)} (its traceback stands above){again}") from error
-    except (ConnectionError, ValueError) as error:  # of ray.init
+    except (ConnectionError, ValueError) as error:
+        if ray.is_initialized():  # then it isn't that Ray could not be reached
+            raise
         said = " ".join(str(error).split())
         raise UserError(
             f"RAY_ADDRESS: Ray can't be used ({said}); start it (docs/cluster.md), unset it for this machine alone, or "
